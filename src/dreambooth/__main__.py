@@ -1,0 +1,5 @@
+"""`python -m dreambooth`: what `torchrun` and `accelerate launch` start."""
+
+from dreambooth.cli import main
+
+main()

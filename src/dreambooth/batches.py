@@ -1,0 +1,156 @@
+"""Which images meet at a step, and every random draw for them, as functions of (seed, step, slot) alone.
+
+So there is no random state to save: accumulation, several processes and a resumed run draw the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dreambooth.cache import Memo, Row
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image to learn from: its encoded views and its caption."""
+
+    rows: tuple[Row, ...]
+    prompt: str
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place in an optimiser step.
+
+    Attributes:
+        step: The step, from 0.
+        index: The place in the step.
+        item: The image in it.
+        weight: 1 / N for the N photos of the step, lambda / M for its M class images (Ruiz et al. 2023, eq. 2).
+        is_prior: Whether it is a class image.
+    """
+
+    step: int
+    index: int
+    item: Item
+    weight: float
+    is_prior: bool
+
+
+@dataclass
+class Batch:
+    """What one forward pass needs, all of it drawn.
+
+    Attributes:
+        latents_BCHW: Latents drawn from the encoder's posterior.
+        noise_BCHW: The noise to mix in.
+        u_B: Uniform draws in [0, 1) that the process turns into times.
+        prompts: The captions.
+        weight_B: Weight of each image in the loss.
+        prior_B: 1 for class images, 0 for photos.
+        mask_B1HW: Weight of each latent pixel, or None where no image has a mask.
+    """
+
+    latents_BCHW: Tensor
+    noise_BCHW: Tensor
+    u_B: Tensor
+    prompts: list[str]
+    weight_B: Tensor
+    prior_B: Tensor
+    mask_B1HW: Tensor | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The order of the data.
+
+    Attributes:
+        seed: Seed of every draw.
+        photos: The subjects' images.
+        prior: The class images; empty without prior preservation.
+        batch_size: Photos a step; as many class images join them.
+        prior_weight: Lambda.
+    """
+
+    seed: int
+    photos: Sequence[Item]
+    prior: Sequence[Item]
+    batch_size: int
+    prior_weight: float
+
+    def slots(self, step: int) -> list[Slot]:
+        """Return the slots of a step: photos, then class images, each pool in its own shuffled rounds."""
+        size = self.batch_size
+        picked = [(self._pick(self.photos, "photos", step * size + k), 1 / size, False) for k in range(size)]
+        if self.prior:
+            weight = self.prior_weight / size
+            picked += [(self._pick(self.prior, "prior", step * size + k), weight, True) for k in range(size)]
+        return [Slot(step, index, *slot) for index, slot in enumerate(picked)]
+
+    def _pick(self, pool: Sequence[Item], name: str, position: int) -> Item:
+        round_, place = divmod(position, len(pool))
+        order = torch.randperm(len(pool), generator=generator(self.seed, name, round_))
+        return pool[int(order[place])]
+
+
+def share(slots: Sequence[Slot], accumulation: int, rank: int, world: int) -> list[list[Slot]]:
+    """Return this process's part of a step, one list a forward pass.
+
+    Where the slots do not divide evenly, the last one stands in with weight 0, so that every process takes part in
+    every pass.
+    """
+    parts = accumulation * world
+    size = -(-len(slots) // parts)
+    last = slots[-1]
+    idle = Slot(last.step, last.index, last.item, 0.0, last.is_prior)
+    padded = [*slots, *[idle] * (size * parts - len(slots))]
+    return [padded[(micro * world + rank) * size :][:size] for micro in range(accumulation)]
+
+
+def draw(slots: Sequence[Slot], latents: Memo[Row, dict[str, Tensor]], seed: int, background_weight: float) -> Batch:
+    """Draw everything random about `slots` and join them to a batch, on the CPU.
+
+    Args:
+        slots: The images.
+        latents: Their encoded views.
+        seed: The plan's seed.
+        background_weight: Weight in the loss of what an image's mask leaves out.
+    """
+    drawn, noises, times, masks = [], [], [], []
+    for slot in slots:
+        source = generator(seed, "slot", slot.step, slot.index)
+        view = int(torch.randint(len(slot.item.rows), (1,), generator=source))
+        encoded = latents[slot.item.rows[view]]
+        mean_CHW = encoded["mean_CHW"]
+        times.append(torch.rand(1, generator=source))
+        noises.append(torch.randn(mean_CHW.shape, generator=source))
+        drawn.append(mean_CHW + encoded["std_CHW"] * torch.randn(mean_CHW.shape, generator=source))
+        masks.append(encoded.get("mask_1HW"))
+    return Batch(
+        torch.stack(drawn),
+        torch.stack(noises),
+        torch.cat(times),
+        [slot.item.prompt for slot in slots],
+        torch.tensor([slot.weight for slot in slots]),
+        torch.tensor([float(slot.is_prior) for slot in slots]),
+        _stack_masks(masks, drawn, background_weight),
+    )
+
+
+def _stack_masks(masks: Sequence[Tensor | None], drawn: Sequence[Tensor], background_weight: float) -> Tensor | None:
+    if all(mask is None for mask in masks):
+        return None
+    whole = torch.ones(1, *drawn[0].shape[1:])
+    filled = [whole if mask is None else background_weight + (1 - background_weight) * mask for mask in masks]
+    return torch.stack(filled)
+
+
+def generator(seed: int, *key: str | int) -> torch.Generator:
+    """Return a CPU generator whose state is a function of the seed and the key."""
+    digest = hashlib.sha256(repr((seed, *key)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

@@ -1,0 +1,88 @@
+"""Encoded photos and prompts, found by what they are and never by position: a caption cannot meet another photo's latents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from dreambooth import photos
+from dreambooth.families import Family
+from dreambooth.photos import Photo
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One encoded view of a photo: its centre crop (variant 0) or its k-th random crop, perhaps mirrored."""
+
+    photo: Photo
+    variant: int = 0
+    mirrored: bool = False
+
+
+class Memo(Generic[Key, Value]):
+    """Values made from keys, on demand; with `keep`, each is made once.
+
+    Args:
+        make: Makes the value of one key. Made one at a time, a value cannot depend on its neighbours.
+        keep: Whether to keep values.
+    """
+
+    def __init__(self, make: Callable[[Key], Value], keep: bool = True) -> None:
+        self._make = make
+        self._keep = keep
+        self._values: dict[Key, Value] = {}
+
+    def __getitem__(self, key: Key) -> Value:
+        if key in self._values:
+            return self._values[key]
+        value = self._make(key)
+        if self._keep:
+            self._values[key] = value
+        return value
+
+    def fill(self, keys: Iterable[Key], advance: Callable[[], None]) -> None:
+        """Make the values of `keys`, telling `advance` after each."""
+        for key in keys:
+            self[key]
+            advance()
+
+
+@torch.no_grad()
+def encode_photo(pipe: DiffusionPipeline, family: Family, row: Row, resolution: int, seed: int) -> dict[str, Tensor]:
+    """Encode one view of a photo.
+
+    Returns:
+        `mean_CHW` and `std_CHW` of its latents, float32 on the CPU, and its `mask_1HW` where it has one.
+    """
+    pixels_HWC = photos.crop(row.photo, resolution, row.variant, seed)
+    encoder = next(pipe.vae.parameters())
+    pixels_1CHW = torch.tensor(_flip(pixels_HWC, row.mirrored)).permute(2, 0, 1)[None]
+    scaled_1CHW = pixels_1CHW.to(encoder.device, torch.float32) / 127.5 - 1
+    rows = family.encode_images(pipe, scaled_1CHW)
+    encoded = {name.replace("_BCHW", "_CHW"): value_1CHW[0].float().cpu() for name, value_1CHW in rows.items()}
+    mask_HW = photos.crop_mask(row.photo, resolution, row.variant, seed)
+    if mask_HW is not None:
+        mask_11HW = torch.tensor(_flip(mask_HW, row.mirrored))[None, None].float() / 255
+        encoded["mask_1HW"] = F.interpolate(mask_11HW, encoded["mean_CHW"].shape[-2:], mode="area")[0]
+    return encoded
+
+
+@torch.no_grad()
+def encode_prompt(pipe: DiffusionPipeline, family: Family, prompt: str) -> dict[str, Tensor]:
+    """Encode one prompt to its conditioning row, on the CPU."""
+    (row,) = family.encode_prompts(pipe, [prompt])
+    return {name: value.cpu() for name, value in row.items()}
+
+
+def _flip(pixels: np.ndarray, mirrored: bool) -> np.ndarray:
+    return np.ascontiguousarray(pixels[:, ::-1]) if mirrored else pixels

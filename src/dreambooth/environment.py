@@ -1,0 +1,56 @@
+"""What a run ran on, for its record."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+PACKAGES = ("dreambooth", "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy", "pillow")
+
+
+def describe(device: torch.device, processes: int) -> dict[str, Any]:
+    """Return versions, device, threads and the git commit of the package, as JSON values."""
+    versions = {name: metadata.version(name) for name in PACKAGES}
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **versions,
+        "device": device.type,
+        "device_name": name,
+        "processes": processes,
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "git": _commit(),
+        "command": sys.argv,
+    }
+
+
+def peak_mb(device: torch.device) -> float:
+    """Return the peak memory of this process so far in MB: of the accelerator where there is one, else resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    if sys.platform == "win32":
+        return float(psutil.Process().memory_info().peak_wset) / 1e6
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def _commit() -> str | None:
+    """Return the commit of the checkout that the package runs from, marked where it was changed; None if installed."""
+    folder = Path(__file__).parent
+    try:
+        command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None

@@ -1,0 +1,162 @@
+"""Stable Diffusion 1.x and 2.x, and the toybox: a U-Net with CLIP text cross-attention, noise- or v-predicting.
+
+Rombach et al. 2022, https://arxiv.org/abs/2112.10752; conventions as in diffusers' `StableDiffusionPipeline`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline, EulerAncestralDiscreteScheduler, StableDiffusionPipeline
+from torch import Tensor, nn
+from transformers import CLIPTokenizer
+
+from dreambooth.diffusion import Ddpm
+from dreambooth.errors import UserError
+from dreambooth.models import SD_CROSS_ATTENTION, Source, safetensors_header
+
+logger = logging.getLogger(__name__)
+
+PIPELINES = ("StableDiffusionPipeline",)
+STRIDE = 8
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
+CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "proj_in", "proj_out")
+LORA_TARGETS = {"attention": ATTENTION, "wide": ATTENTION + FEED_FORWARD + CONVOLUTIONS}
+TEXT_LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
+
+# A single file carries no configuration: these are the shipped ones, by cross-attention width and prediction.
+CONFIGS = {(768, "epsilon"): "sd1", (1024, "epsilon"): "sd2", (1024, "v"): "sd2-v"}
+TOKENIZER = Path(__file__).parents[1] / "data" / "clip_tokenizer"
+# What a file without metadata is taken to predict: as diffusers does.
+DEFAULT_PREDICTIONS = {768: "epsilon", 1024: "v"}
+# SD 2.x pads prompts with "!", token 0, as OpenCLIP does; SD 1.x with the end token.
+PAD_TOKENS = {768: "<|endoftext|>", 1024: "!"}
+
+
+def load(source: Source, dtype: torch.dtype) -> DiffusionPipeline:
+    """Load the stock pipeline on the CPU: every part frozen, in eval mode, its weights cast to `dtype`.
+
+    Raises:
+        UserError: A single file whose architecture is not that of SD 1.x or 2.x.
+    """
+    pipe = _load_file(source.path, dtype) if source.path.is_file() else _load_folder(source.path, dtype)
+    for part in pipe.components.values():
+        if isinstance(part, nn.Module):
+            part.requires_grad_(False).eval()
+    return pipe
+
+
+def denoiser(pipe: DiffusionPipeline) -> nn.Module:
+    """Return the U-Net."""
+    unet: nn.Module = pipe.unet
+    return unet
+
+
+def text_encoders(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
+    """Return the one text encoder."""
+    return {"text_encoder": pipe.text_encoder}
+
+
+def process(pipe: DiffusionPipeline) -> Ddpm:
+    """Return the noise schedule and the kind of prediction that the pipeline's scheduler is configured for."""
+    return Ddpm.from_scheduler_config(pipe.scheduler.config)
+
+
+def encode_images(pipe: DiffusionPipeline, pixels_BCHW: Tensor) -> dict[str, Tensor]:
+    """Encode float pixels in [-1, 1] to `mean_BCHW` and `std_BCHW` of the scaled latents, in float32.
+
+    The autoencoder computes in float32 whatever its weights are kept in: half precision costs it accuracy.
+    """
+    vae = pipe.vae
+    kept = vae.dtype
+    vae.to(torch.float32)
+    posterior = vae.encode(pixels_BCHW.to(vae.device, torch.float32)).latent_dist
+    vae.to(kept)
+    scale = vae.config.scaling_factor
+    return {"mean_BCHW": posterior.mean * scale, "std_BCHW": posterior.std * scale}
+
+
+def encode_prompts(pipe: DiffusionPipeline, prompts: Sequence[str]) -> list[dict[str, Tensor]]:
+    """Encode each prompt to `prompt_embeds_LD`, padded to the tokenizer's length as in generation.
+
+    Raises:
+        UserError: A prompt is longer than the text encoder can read.
+    """
+    for prompt in prompts:
+        _check_length(pipe.tokenizer, prompt)
+    embeds_BLD, _ = pipe.encode_prompt(list(prompts), pipe.text_encoder.device, 1, False)
+    return [{"prompt_embeds_LD": embeds_LD} for embeds_LD in embeds_BLD]
+
+
+def collate(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Stack rows to `prompt_embeds_BLD`."""
+    return {"prompt_embeds_BLD": torch.stack([row["prompt_embeds_LD"] for row in rows])}
+
+
+def predict(denoiser: nn.Module, noisy_BCHW: Tensor, t_B: Tensor, cond: dict[str, Tensor]) -> Tensor:
+    """Run the U-Net, wrapped or bare; latents and conditioning come in the dtype that it computes in."""
+    prediction_BCHW: Tensor = denoiser(noisy_BCHW, t_B, encoder_hidden_states=cond["prompt_embeds_BLD"]).sample
+    return prediction_BCHW
+
+
+def class_sampler(pipe: DiffusionPipeline) -> EulerAncestralDiscreteScheduler:
+    """Return ancestral sampling on the model's own schedule: so the paper drew its class images (Ruiz et al. 3.3)."""
+    return EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
+
+
+def _load_folder(folder: Path, dtype: torch.dtype) -> DiffusionPipeline:
+    return StableDiffusionPipeline.from_pretrained(
+        folder,
+        dtype=dtype,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+        use_safetensors=True,
+        local_files_only=True,
+    )
+
+
+def _load_file(file: Path, dtype: torch.dtype) -> DiffusionPipeline:
+    config, pad_token = _config_of_file(file)
+    return StableDiffusionPipeline.from_single_file(
+        str(file),
+        config=str(config),
+        tokenizer=CLIPTokenizer.from_pretrained(TOKENIZER, pad_token=pad_token),
+        dtype=dtype,
+        local_files_only=True,
+    )
+
+
+def _config_of_file(file: Path) -> tuple[Path, str]:
+    """Return the shipped configuration and the padding token that fit the tensors of a single file.
+
+    Noise and v-prediction have the same tensors: what the metadata says counts (the ModelSpec standard), else a
+    default, and where that is v-prediction it is said.
+    """
+    shapes, metadata = safetensors_header(file)
+    width = shapes[SD_CROSS_ATTENTION][-1]
+    if width not in PAD_TOKENS:
+        raise UserError(f"{file} has cross-attention of width {width}: SD 1.x has 768 and SD 2.x 1024")
+    prediction = metadata.get("modelspec.prediction_type", DEFAULT_PREDICTIONS[width])
+    if "modelspec.prediction_type" not in metadata and prediction == "v":
+        logger.warning(
+            "%s does not say what it predicts: taken as v-prediction (SD 2.x, 768 px); "
+            "for a noise-predicting one (512 px base) give its diffusers folder or the model sd21-base",
+            file.name,
+        )
+    if (width, prediction) not in CONFIGS:
+        raise UserError(f"{file} predicts {prediction!r}, unusual for its kind: convert it to a diffusers folder first")
+    return Path(__file__).parent / "configs" / CONFIGS[width, prediction], PAD_TOKENS[width]
+
+
+def _check_length(tokenizer: CLIPTokenizer, prompt: str) -> None:
+    limit = tokenizer.model_max_length
+    ids = tokenizer(prompt, verbose=False).input_ids
+    if len(ids) > limit:
+        lost = tokenizer.decode(ids[limit - 1 : -1])
+        raise UserError(f"the prompt {prompt!r} has {len(ids)} tokens, {limit} fit: shorten it, {lost!r} would be lost")

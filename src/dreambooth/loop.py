@@ -1,0 +1,166 @@
+"""The training loop: one for every family and method. A generator of steps; logging and saving are its consumer's."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+from dreambooth.batches import Batch, Plan, draw, share
+from dreambooth.cache import Memo, Row
+from dreambooth.diffusion import Process
+from dreambooth.errors import RunError
+from dreambooth.families import Family
+from dreambooth.losses import denoising
+from dreambooth.progress import Step
+from dreambooth.recipe import Recipe
+
+
+class Trainee(nn.Module):
+    """All that is trained, as one module, so that one wrapper synchronises the gradients of all of it.
+
+    Args:
+        pipe: The pipeline that holds the components.
+        family: Its family.
+        components: The trained components.
+        conditioning: Encoded prompts, where no text encoder is trained.
+    """
+
+    def __init__(
+        self,
+        pipe: DiffusionPipeline,
+        family: Family,
+        components: dict[str, nn.Module],
+        conditioning: Memo[str, dict[str, Tensor]] | None,
+    ) -> None:
+        super().__init__()
+        self.components = nn.ModuleDict(components)
+        self._pipe = pipe
+        self._family = family
+        self._conditioning = conditioning
+
+    def forward(self, noisy_BCHW: Tensor, t_B: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Predict the target for noisy latents under their prompts."""
+        if self._conditioning is None:
+            rows = self._family.encode_prompts(self._pipe, prompts)
+        else:
+            rows = [self._conditioning[prompt] for prompt in prompts]
+        cond = {name: value.to(noisy_BCHW.device) for name, value in self._family.collate(rows).items()}
+        return self._family.predict(self._family.denoiser(self._pipe), noisy_BCHW, t_B, cond)
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What the loop works with.
+
+    Attributes:
+        trainee: The trained modules, as prepared by accelerate.
+        optimizer: Its optimiser, prepared likewise, with the peak rate of each group as `peak`.
+        accelerator: Device, precision and processes.
+        process: The diffusion process.
+        plan: The order of the data.
+        latents: Encoded images.
+        recipe: The resolved recipe.
+    """
+
+    trainee: nn.Module
+    optimizer: torch.optim.Optimizer
+    accelerator: Accelerator
+    process: Process
+    plan: Plan
+    latents: Memo[Row, dict[str, Tensor]]
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A step whose figures are still on the device: parts_2 are this process's subject and prior loss."""
+
+    step: int
+    parts_2: Tensor
+    grad_norm: Tensor
+    lr: float
+    ended: float
+    images: int
+
+
+def steps(loop: Loop, start: int) -> Iterator[Pending]:
+    """Train from step `start` to the recipe's last, yielding after each step.
+
+    The loss is sum_i w_i l_i over all images of the step (Ruiz et al. 2023, eq. 2: 1/N for photos, lambda/M for class
+    images), whatever forward passes and processes they are spread over.
+    """
+    accelerator = loop.accelerator
+    assert loop.recipe.steps is not None, "presets.fill leaves no steps open"
+    weights = [weight for group in loop.optimizer.param_groups for weight in group["params"]]
+    for step in range(start, loop.recipe.steps):
+        factor = rate_factor(step, loop.recipe)
+        for group in loop.optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        slots = loop.plan.slots(step)
+        passes = share(slots, loop.recipe.accumulation, accelerator.process_index, accelerator.num_processes)
+        parts_2 = torch.zeros(2, device=accelerator.device)
+        for index, part in enumerate(passes):
+            batch = draw(part, loop.latents, loop.plan.seed, loop.recipe.background_weight)
+            last = index == len(passes) - 1
+            with nullcontext() if last else accelerator.no_sync(loop.trainee):
+                parts_2 += backward(loop, batch)
+        grad_norm = accelerator.clip_grad_norm_(weights, loop.recipe.max_grad_norm)
+        loop.optimizer.step()
+        loop.optimizer.zero_grad()
+        lr = loop.optimizer.param_groups[0]["lr"]
+        yield Pending(step + 1, parts_2, torch.as_tensor(grad_norm), lr, time.perf_counter(), len(slots))
+
+
+def backward(loop: Loop, batch: Batch) -> Tensor:
+    """Add the gradient of a batch's part of the loss, and return that loss split into subject and prior [2]."""
+    device = loop.accelerator.device
+    latents_BCHW, noise_BCHW = batch.latents_BCHW.to(device), batch.noise_BCHW.to(device)
+    mask_B1HW = None if batch.mask_B1HW is None else batch.mask_B1HW.to(device)
+    t_B = loop.process.sample_t(batch.u_B.to(device))
+    predicted_BCHW = loop.trainee(loop.process.mix(latents_BCHW, noise_BCHW, t_B), t_B, batch.prompts)
+    target_BCHW = loop.process.target(latents_BCHW, noise_BCHW, t_B)
+    # w_t || prediction - target ||^2, each image with its own t (Ruiz et al. 2023, eq. 1)
+    loss_B = loop.process.weight(t_B, loop.recipe.min_snr) * denoising(predicted_BCHW, target_BCHW, mask_B1HW)
+    weighted_B = batch.weight_B.to(device) * loss_B
+    # Data-parallel training averages gradients over the processes; the loss is a sum over them.
+    loop.accelerator.backward(weighted_B.sum() * loop.accelerator.num_processes)
+    prior_B = batch.prior_B.to(device)
+    return torch.stack([(weighted_B * (1 - prior_B)).sum(), (weighted_B * prior_B).sum()]).detach()
+
+
+def rate_factor(step: int, recipe: Recipe) -> float:
+    """Return the learning rate of a step (from 0) over its peak: linear warm-up, then constant or cosine to zero."""
+    if step < recipe.warmup:
+        return (step + 1) / recipe.warmup
+    if recipe.schedule == "constant":
+        return 1.0
+    assert recipe.steps is not None, "presets.fill leaves no steps open"
+    return 0.5 * (1 + math.cos(math.pi * (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)))
+
+
+def read(pending: Sequence[Pending], began: float, loop: Loop) -> list[Step]:
+    """Bring the figures of some steps to the host, in one transfer, summed over the processes.
+
+    Raises:
+        RunError: A loss is not finite; the message names its step.
+    """
+    figures = torch.stack([torch.cat([p.parts_2, p.grad_norm.reshape(1).to(p.parts_2)]) for p in pending])
+    parts = loop.accelerator.reduce(figures[:, :2].contiguous(), reduction="sum").tolist()
+    norms = figures[:, 2].tolist()
+    seconds = (pending[-1].ended - began) / len(pending)
+    done = []
+    for entry, (subject, prior), norm in zip(pending, parts, norms, strict=True):
+        if not math.isfinite(subject + prior):
+            raise RunError(f"the loss is not finite at step {entry.step}: lower --learning-rate, or use --precision fp32")
+        shown = prior / loop.plan.prior_weight if loop.plan.prior else None
+        figures_of = (subject + prior, subject, shown, entry.lr, norm, seconds, entry.images / seconds)
+        done.append(Step(entry.step, *figures_of))
+    return done

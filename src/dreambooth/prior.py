@@ -1,0 +1,168 @@
+"""Class images for prior preservation: drawn once from the frozen model, kept under an identity, reused by it.
+
+Ruiz et al. 2023, section 3.2: x_pr comes from ancestral sampling of the frozen model from noise, given "a [class noun]".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+
+from dreambooth import class_sets, photos, prompts
+from dreambooth.batches import generator
+from dreambooth.errors import UserError
+from dreambooth.families import Family
+from dreambooth.files import atomic, sweep, write_json
+from dreambooth.models import Source
+from dreambooth.photos import Photo
+from dreambooth.progress import Reporter
+from dreambooth.recipe import Recipe
+from dreambooth.sampling import Sampling, batch_size, draw
+
+SEED = 0
+"""Class images are the same for every run's seed, so that runs share them."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What makes a set of class images: change anything and it is another set."""
+
+    model: str
+    prompt: str
+    sampler: str
+    steps: int
+    guidance: float
+    size: int
+    dtype: str
+    batch: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Folder name: readable, and unique."""
+        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return f"{'-'.join(self.prompt.split()[1:])}-{digest[:12]}"
+
+
+@dataclass(frozen=True)
+class ClassImages:
+    """A set of class images, some of which may still have to be drawn.
+
+    Attributes:
+        folder: Where they are.
+        identity: What they are.
+        count: How many are wanted.
+    """
+
+    folder: Path
+    identity: Identity
+    count: int
+
+    @property
+    def missing(self) -> list[int]:
+        """First indices of the batches that lack an image. Batches are drawn whole, so topping up changes nothing."""
+        size = self.identity.batch
+        starts = range(0, self.count, size)
+        return [start for start in starts if not all(self.path(k).is_file() for k in range(start, start + size))]
+
+    def path(self, index: int) -> Path:
+        """Return the file of an image."""
+        return self.folder / f"{index:05d}.png"
+
+    def photos(self) -> list[Photo]:
+        """Return the images wanted, named by the set and their place in it."""
+        side = self.identity.size
+        names = [f"{self.identity.name}/{index}" for index in range(self.count)]
+        return [Photo(name, self.path(index), (side, side), None, None) for index, name in enumerate(names)]
+
+
+def plan(
+    pipe: DiffusionPipeline, family: Family, source: Source, recipe: Recipe, class_noun: str, folder: Path | None = None
+) -> ClassImages:
+    """Find the set that a recipe needs and write its manifest.
+
+    Args:
+        pipe: The frozen model.
+        family: Its family.
+        source: Its identity.
+        recipe: A resolved recipe.
+        class_noun: The class.
+        folder: Where to keep the set. Default: the user's cache, by identity.
+
+    Raises:
+        UserError: The folder holds something else.
+    """
+    assert recipe.prior_steps and recipe.prior_guidance is not None and recipe.resolution and recipe.prior_count
+    identity = Identity(
+        model=source.identity,
+        prompt=prompts.class_prompt(class_noun),
+        sampler=type(family.class_sampler(pipe)).__name__,
+        steps=recipe.prior_steps,
+        guidance=recipe.prior_guidance,
+        size=recipe.resolution,
+        dtype=str(recipe.precision),
+        batch=batch_size(recipe.resolution),
+        seed=SEED,
+    )
+    folder = folder or class_sets.folder() / identity.name
+    check_manifest(folder, identity)
+    return ClassImages(folder, identity, recipe.prior_count)
+
+
+def check_manifest(folder: Path, identity: Identity) -> None:
+    """Make `folder` the home of a set, or make sure that it is.
+
+    Raises:
+        UserError: It holds other images, or another set (what differs is named).
+    """
+    path = folder / "manifest.json"
+    if path.is_file():
+        there = json.loads(path.read_text(encoding="utf-8"))
+        differ = [f"{name} {there.get(name)!r} there, {value!r} asked" for name, value in asdict(identity).items() if there.get(name) != value]
+        if differ:
+            raise UserError(f"{folder} holds other class images ({differ[0]}): choose another folder or remove it")
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} holds files and no manifest of class images: choose an empty folder")
+    else:
+        write_json(path, asdict(identity))
+
+
+@torch.no_grad()
+def make(pipe: DiffusionPipeline, family: Family, images: ClassImages, reporter: Reporter, rank: int = 0, world: int = 1) -> None:
+    """Draw the images that are missing, this process's batches of them.
+
+    Each image has a seed of its own and batches have fixed bounds, so that the set is the same however it comes about:
+    at once, topped up, interrupted, or by several processes.
+    """
+    identity = images.identity
+    missing = images.missing
+    reporter.stage("class images", images.count, images.count - min(images.count, len(missing) * identity.batch))
+    sweep(images.folder)
+    for start in missing[rank::world]:
+        indices = range(start, start + identity.batch)
+        generators = [generator(identity.seed, "class image", index) for index in indices]
+        sampling = Sampling("", identity.steps, identity.guidance, identity.size)
+        texts = [identity.prompt] * identity.batch
+        for index, image in zip(indices, draw(pipe, texts, generators, sampling, family.class_sampler(pipe)), strict=True):
+            with atomic(images.path(index)) as temporary:
+                image.save(temporary, format="PNG")
+        reporter.advance(min(identity.batch, images.count - start))
+
+
+def real(folder: Path, class_noun: str, resolution: int) -> list[Photo]:
+    """Read a folder of real class images.
+
+    Raises:
+        UserError: There is no readable image in it, or it holds generated images of another class.
+    """
+    manifest = folder / "manifest.json"
+    if manifest.is_file():
+        made_for = json.loads(manifest.read_text(encoding="utf-8")).get("prompt")
+        if made_for != prompts.class_prompt(class_noun):
+            raise UserError(f"{folder} holds class images of '{made_for}', not of '{prompts.class_prompt(class_noun)}': choose another")
+    return photos.usable(photos.read(folder, resolution))

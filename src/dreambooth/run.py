@@ -1,0 +1,166 @@
+"""The run folder: the only thing that the commands, a web page and a cluster share."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from dreambooth.errors import UserError
+from dreambooth.files import disk_errors, sweep, write_json, write_text
+from dreambooth.progress import Step
+from dreambooth.recipe import Recipe
+
+
+class Run:
+    """A run folder.
+
+    Attributes:
+        path: The folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"Run('{self.path}')"
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """Open an existing run.
+
+        Raises:
+            UserError: There is no run at `path`.
+        """
+        run = cls(path)
+        if not run.exists:
+            raise UserError(f"{path} holds no run: expected a folder that `dreambooth train` made")
+        return run
+
+    @property
+    def exists(self) -> bool:
+        """Whether the folder holds a run."""
+        return (self.path / "run.json").is_file()
+
+    @property
+    def adapter(self) -> Path:
+        """What the run ships: a LoRA folder or a pipeline folder."""
+        return self.path / "adapter"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of resumable states."""
+        return self.path / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        """Folder of the run's own pictures."""
+        return self.path / "samples"
+
+    @property
+    def report(self) -> Path:
+        """The page that tells the run."""
+        return self.path / "report.html"
+
+    @property
+    def recipe(self) -> Recipe:
+        """The resolved recipe."""
+        return Recipe.read(self.path / "recipe.yaml")
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What was found out and done: identity, model, photos, identifier, reasons, times, warnings, finished."""
+        return dict(json.loads((self.path / "run.json").read_text(encoding="utf-8")))
+
+    @property
+    def finished_steps(self) -> int | None:
+        """Steps of the finished run; None while it is not finished."""
+        info = self.info
+        return int(info["steps"]) if info["finished"] else None
+
+    def begin(self, recipe: Recipe, info: dict[str, Any], environment: dict[str, Any]) -> None:
+        """Write the run's description. Given again for the same run, it keeps what was recorded before.
+
+        Raises:
+            UserError: The folder holds another recipe's run, or other files.
+        """
+        if self.exists:
+            before = self.info
+            if before["identity"] != info["identity"]:
+                raise UserError(f"{self.path} holds another run ({self._difference(recipe)}): choose another --out or remove it")
+            info = {**info, "created": before["created"], "times": before["times"], "warnings": before["warnings"]}
+        elif self.path.is_dir() and any(not child.name.startswith(("run.lock", ".")) for child in self.path.iterdir()):
+            raise UserError(f"{self.path} holds other files and no run: choose another --out")
+        self.path.mkdir(parents=True, exist_ok=True)
+        sweep(self.path)
+        sweep(self.checkpoints)
+        write_text(self.path / "recipe.yaml", recipe.to_yaml())
+        write_json(self.path / "environment.json", environment)
+        write_json(self.path / "run.json", info)
+
+    def update(self, **values: Any) -> None:
+        """Change entries of `info`; `times` and `warnings` are added to."""
+        info = self.info
+        info["times"].update(values.pop("times", {}))
+        info["warnings"] += [text for text in values.pop("warnings", []) if text not in info["warnings"]]
+        write_json(self.path / "run.json", {**info, **values})
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from writing this run. The lock dies with its process, so none is ever stale.
+
+        Raises:
+            UserError: Another process writes it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        owner = self.path / "run.lock.json"
+        lock = filelock.FileLock(self.path / "run.lock", timeout=0)
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            raise UserError(f"{self.path} is being written by {_owner(owner)}: wait for it, or choose another --out") from None
+        try:
+            write_json(owner, {"pid": os.getpid(), "host": socket.gethostname(), "since": now()})
+            yield
+        finally:
+            owner.unlink(missing_ok=True)
+            lock.release()
+
+    def append_steps(self, steps: Sequence[Step]) -> None:
+        """Append one JSON line a step to steps.jsonl."""
+        path = self.path / "steps.jsonl"
+        with disk_errors(path), path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(asdict(step)) + "\n" for step in steps)
+
+    def cut_steps(self, step: int) -> None:
+        """Cut steps.jsonl back to the first `step` steps: the later ones are done again."""
+        path = self.path / "steps.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+        write_text(path, "".join(lines[:step]))
+
+    def _difference(self, recipe: Recipe) -> str:
+        old, new = self.recipe.model_dump(mode="json"), recipe.model_dump(mode="json")
+        names = [name for name in new if old.get(name) != new[name]]
+        shown = [f"{name}: {old.get(name)} there, {new[name]} here" for name in names if name not in ("subjects", "steps")]
+        return "; ".join(shown[:3]) or "other photos, class or base model"
+
+
+def now() -> str:
+    """Return the time as ISO 8601 in UTC."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _owner(path: Path) -> str:
+    try:
+        owner = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return "another process"
+    return f"process {owner['pid']} on {owner['host']} since {owner['since']}"

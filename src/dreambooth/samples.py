@@ -1,0 +1,119 @@
+"""A run's own pictures: the subject and its class before and after training, and the subject in new scenes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+from dreambooth import photos, prompts
+from dreambooth.batches import generator
+from dreambooth.files import atomic, write_json
+from dreambooth.photos import Photo
+from dreambooth.progress import Reporter
+from dreambooth.recipe import Recipe
+from dreambooth.run import Run
+from dreambooth.sampling import Sampling, draw
+
+PREVIEW_SIDE = 256
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A picture to draw.
+
+    Attributes:
+        prompt: The template, with `[V]`.
+        text: What the model is given.
+        seed: Seed of the image's noise.
+        role: "before" or "after" training.
+        kind: "subject", "scene" or "class".
+    """
+
+    prompt: str
+    text: str
+    seed: int
+    role: str
+    kind: str
+
+    @property
+    def file(self) -> str:
+        """Name of the picture's file."""
+        slug = "".join(c if c.isalnum() else "-" for c in self.prompt.replace("[V]", "V"))[:48]
+        return f"{self.role}-{self.kind}-{slug}-{self.seed}.png"
+
+
+def image_generator(seed: int) -> torch.Generator:
+    """Return the CPU generator of the image with this seed, for every command that draws images."""
+    return generator(seed, "image")
+
+
+def shots(recipe: Recipe, role: str) -> list[Shot]:
+    """List the pictures of a run: the same seeds before and after; scenes only after."""
+    names = [subject.identifier or "" for subject in recipe.subjects]
+    noun = recipe.subjects[0].class_noun
+    seeds = range(recipe.samples)
+    pairs = [("subject", prompts.label(noun)), ("class", prompts.class_prompt(noun))]
+    listed = [(kind, text, seed) for kind, text in pairs for seed in seeds]
+    if role == "after":
+        listed += [("scene", text, 0) for text in (recipe.scenes or prompts.scenes(noun))]
+    return [Shot(text, prompts.fill(text, names), seed, role, kind) for kind, text, seed in listed]
+
+
+def settings(recipe: Recipe) -> Sampling:
+    """Return how a recipe's pictures are drawn."""
+    assert recipe.sampler and recipe.inference_steps and recipe.guidance is not None and recipe.resolution
+    return Sampling(recipe.sampler, recipe.inference_steps, recipe.guidance, recipe.resolution)
+
+
+def draw_before(run: Run, pipe: DiffusionPipeline, recipe: Recipe, reporter: Reporter) -> None:
+    """Draw the frozen model's pictures, unless they are there."""
+    _draw(run, pipe, recipe, reporter, "before")
+
+
+def draw_after(run: Run, pipe: DiffusionPipeline, recipe: Recipe, reporter: Reporter) -> None:
+    """Draw the trained model's pictures anew."""
+    for stale in run.samples.glob("after-*.png"):
+        stale.unlink()
+    _draw(run, pipe, recipe, reporter, "after")
+
+
+def _draw(run: Run, pipe: DiffusionPipeline, recipe: Recipe, reporter: Reporter, role: str) -> None:
+    wanted = shots(recipe, role)
+    missing = [shot for shot in wanted if not (run.samples / shot.file).is_file()]
+    reporter.stage(f"pictures {role}", len(wanted), len(wanted) - len(missing))
+    sampling = settings(recipe)
+    generators = [image_generator(shot.seed) for shot in missing]
+    for shot, image in zip(missing, draw(pipe, [s.text for s in missing], generators, sampling), strict=True):
+        save_png(image, run, shot.file)
+        reporter.advance()
+    _write_manifest(run, sampling, wanted)
+
+
+def save_png(image: Image.Image, run: Run, name: str) -> None:
+    """Write one picture atomically."""
+    with atomic(run.samples / name) as temporary:
+        image.save(temporary, format="PNG")
+
+
+def _write_manifest(run: Run, sampling: Sampling, drawn: Sequence[Shot]) -> None:
+    path = run.samples / "manifest.json"
+    there = json.loads(path.read_text(encoding="utf-8"))["images"] if path.is_file() else []
+    role = drawn[0].role
+    kept = [entry for entry in there if entry["role"] != role]
+    images = kept + [{"file": shot.file, **asdict(shot)} for shot in drawn]
+    write_json(path, {**asdict(sampling), "images": images})
+
+
+def save_previews(run: Run, pictures: Sequence[Photo]) -> None:
+    """Keep small copies of the photos in the run, so that its report stands alone."""
+    for index, photo in enumerate(pictures):
+        path = run.path / "photos" / f"{index:02d}.jpg"
+        if not path.is_file():
+            preview = Image.fromarray(photos.crop(photo, PREVIEW_SIDE, 0, 0))
+            with atomic(path) as temporary:
+                preview.save(temporary, format="JPEG", quality=90)

@@ -1,0 +1,14 @@
+"""The toybox: a small text-to-image model that ships with the package, the world it is of, and the recipe of both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+BASE = Path(__file__).parent / "base"
+"""A stock `StableDiffusionPipeline` folder."""
+
+ENCODERS = Path(__file__).parent / "encoders"
+"""Stock encoders of the same world, for the metrics: `image` (CLIP's image half) and `identity` (for DINO)."""
+
+SUBJECTS = Path(__file__).parent / "subjects"
+"""A folder of photos for each bundled subject."""

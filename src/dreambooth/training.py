@@ -1,0 +1,416 @@
+"""A whole run: photos in; an adapter, pictures and an account out. Each stage is one function; `train` is their order."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+from dreambooth import checkpoint, environment, families, loop, methods, photos, presets, prior, prompts, samples
+from dreambooth.batches import Item, Plan
+from dreambooth.cache import Memo, Row, encode_photo, encode_prompt
+from dreambooth.errors import UserError
+from dreambooth.families import Family
+from dreambooth.files import atomic_folder
+from dreambooth.methods import Group, Method
+from dreambooth.models import choose_for_device, native_resolution, resolve
+from dreambooth.photos import Photo
+from dreambooth.planning import Plans, caption, identify, make_plans
+from dreambooth.precision import storage_dtype
+from dreambooth.progress import Reporter, Silent, Step
+from dreambooth.recipe import Recipe, identity
+from dreambooth.report import write_report
+from dreambooth.run import Run, now
+
+
+@dataclass
+class Job:
+    """A run under way."""
+
+    recipe: Recipe
+    plans: Plans
+    family: Family
+    method: Method
+    pipe: DiffusionPipeline
+    accelerator: Accelerator
+    reporter: Reporter
+    run: Run
+    photos: list[list[Photo]]
+    times: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes."""
+        return bool(self.accelerator.is_main_process)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Add a stage's duration to the run's times."""
+        began = time.perf_counter()
+        yield
+        self.times[name] = round(self.times.get(name, 0.0) + time.perf_counter() - began, 3)
+        if self.is_main:
+            self.run.update(times=self.times)
+
+
+def train(recipe: Recipe, out: str | Path | None = None, reporter: Reporter | None = None) -> Run:
+    """Teach a model the recipe's subjects. The same call goes on with an interrupted run; a finished one is returned.
+
+    Args:
+        recipe: What to learn and how; what it leaves open is derived.
+        out: The run folder. Default: `runs/<photos>-<method>-<identity>`.
+        reporter: Listens to the progress.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        UserError: Something the user can mend, found before any work starts.
+        RunError: The disk is full or the loss not finite; the last good checkpoint is intact.
+        KeyboardInterrupt: Interrupted; the state is saved and the same call goes on from it.
+    """
+    reporter = reporter or Silent()
+    plans = make_plans(recipe)
+    job = _begin(plans, Path(out) if out else None, reporter)
+    run = job.run
+    if _is_finished(job):
+        job.reporter.say(f"{run.path} is finished: {run.finished_steps} steps done")
+        return run
+    with _only_writer(job):
+        _describe(job)
+        class_images = _class_images(job)
+        _before(job)
+        steps = _optimise(job, class_images)
+        _ship(job)
+        _finish(job, steps)
+    return run
+
+
+def make_class_images(
+    class_noun: str, model: str | None, count: int | None, folder: Path | None, reporter: Reporter
+) -> prior.ClassImages:
+    """Make or top up the class images that a default run on `class_noun` uses.
+
+    Args:
+        class_noun: The class.
+        model: Base model; None for the one that suits the device.
+        count: Images wanted; None for the model's preset.
+        folder: Where to keep them; None for the user's cache.
+        reporter: Listens to the progress.
+
+    Raises:
+        UserError: There is no such model, or the folder holds something else.
+    """
+    name = model or choose_for_device()[0]
+    source = resolve(name)
+    open_recipe = Recipe.of({"model": name, "prior_count": count, "subjects": [{"photos": ".", "class_noun": class_noun}]})
+    recipe, _ = presets.fill(open_recipe, source, native_resolution(source), PartialState().device.type)
+    family = families.get(source.family)
+    pipe = family.load(source, storage_dtype(recipe)).to(PartialState().device)
+    images = prior.plan(pipe, family, source, recipe, class_noun, folder)
+    prior.make(pipe, family, images, reporter)
+    return images
+
+
+def _begin(plans: Plans, out: Path | None, reporter: Reporter) -> Job:
+    """Load the model and settle what depends on its tokenizers."""
+    recipe = plans.recipe
+    AcceleratorState._reset_state()  # the precision of an earlier run in this process would stick
+    accelerator = Accelerator(
+        mixed_precision="no" if recipe.precision == "fp32" else recipe.precision,
+    )
+    family = families.get(plans.source.family)
+    pipe = family.load(plans.source, storage_dtype(recipe))
+    pictures = [photos.usable(found) for found in plans.findings]
+    recipe = identify(recipe, pipe, pictures)
+    job = Job(
+        recipe,
+        plans,
+        family,
+        methods.get(recipe.method),
+        pipe,
+        accelerator,
+        reporter if accelerator.is_main_process else Silent(),
+        Run(out or "runs"),
+        pictures,
+    )
+    if out is None:
+        job.run = Run(Path("runs") / f"{recipe.subjects[0].photos.resolve().name}-{recipe.method}-{_identity(job)[:8]}")
+    for warning in plans.warnings:
+        job.reporter.say(f"warning: {warning}")
+    for name, reason in plans.reasons.items():
+        if name in ("model", "precision"):
+            job.reporter.say(f"{name} {getattr(recipe, name)}: {reason}")
+    pipe.to(accelerator.device)
+    return job
+
+
+def _identity(job: Job) -> str:
+    ids = [[f"{photo.id} {photo.caption or ''}" for photo in pool] for pool in job.photos]
+    return identity(job.recipe, job.plans.source.identity, ids)
+
+
+def _is_finished(job: Job) -> bool:
+    """Whether the run folder holds this very run, done to at least as many steps."""
+    if not job.run.exists or job.run.info["identity"] != _identity(job):
+        return False
+    return (job.run.finished_steps or 0) >= (job.recipe.steps or 0)
+
+
+@contextmanager
+def _only_writer(job: Job) -> Iterator[None]:
+    """Hold the run's lock in the main process, and let the others begin after it."""
+    if job.is_main:
+        with job.run.lock():
+            job.accelerator.wait_for_everyone()
+            yield
+    else:
+        job.accelerator.wait_for_everyone()
+        yield
+
+
+def _describe(job: Job) -> None:
+    """Write what is known so far into the run folder."""
+    if not job.is_main:
+        return
+    subject, source = job.recipe.subjects[0], job.plans.source
+    described = environment.describe(job.accelerator.device, job.accelerator.num_processes)
+    info = {
+        "identity": _identity(job),
+        "model": {"name": source.name, "family": source.family, "identity": source.identity},
+        "photos": [{"id": p.id, "file": p.path.name, "caption": p.caption} for pool in job.photos for p in pool],
+        "identifier": subject.identifier,
+        "class": subject.class_noun,
+        "identifiers": [each.identifier for each in job.recipe.subjects],
+        "created": now(),
+        "derived": job.plans.reasons,
+        "times": {},
+        "warnings": job.plans.warnings,
+        "finished": False,
+        "steps": job.recipe.steps,
+    }
+    before = job.run.path / "environment.json"
+    if job.run.exists and before.is_file():
+        _compare_threads(job, described)
+    job.run.begin(job.recipe, info, described)
+    job.times = job.run.info["times"]
+    samples.save_previews(job.run, [photo for pool in job.photos for photo in pool])
+
+
+def _compare_threads(job: Job, described: dict[str, Any]) -> None:
+    earlier = json.loads((job.run.path / "environment.json").read_text(encoding="utf-8"))
+    differ = [name for name in ("threads", "torch", "device_name", "processes") if earlier.get(name) != described[name]]
+    for name in differ:
+        text = f"{name} was {earlier.get(name)} and is {described[name]}: the run goes on, but not bit for bit the same"
+        job.reporter.say(f"warning: {text}")
+        job.run.update(warnings=[text])
+
+
+def _class_images(job: Job) -> list[list[Photo]]:
+    """Make or find each subject's class images. Without prior preservation there are none."""
+    recipe = job.recipe
+    if recipe.prior_weight == 0:
+        return [[] for _ in recipe.subjects]
+    found = []
+    with job.timed("class images"):
+        for subject in recipe.subjects:
+            if recipe.prior_images:
+                assert recipe.resolution is not None
+                found.append(prior.real(recipe.prior_images, subject.class_noun, recipe.resolution))
+                continue
+            wanted = prior.plan(job.pipe, job.family, job.plans.source, recipe, subject.class_noun)
+            processes = job.accelerator
+            prior.make(job.pipe, job.family, wanted, job.reporter, processes.process_index, processes.num_processes)
+            processes.wait_for_everyone()
+            found.append(wanted.photos())
+    return found
+
+
+def _before(job: Job) -> None:
+    """Draw the frozen model's pictures, to compare with."""
+    if job.is_main and job.recipe.samples:
+        with job.timed("sampling"):
+            samples.draw_before(job.run, job.pipe, job.recipe, job.reporter)
+    job.accelerator.wait_for_everyone()
+
+
+def _items(job: Job, class_images: Sequence[Sequence[Photo]]) -> tuple[list[Item], list[Item]]:
+    """Pair every photo with its caption and every class image with the class prompt."""
+    recipe = job.recipe
+    views = [(k, m) for k in range(recipe.crops + 1) for m in ((False, True) if recipe.flip else (False,))]
+    subject_items, prior_items = [], []
+    for index, (subject, pool) in enumerate(zip(recipe.subjects, job.photos, strict=True)):
+        for photo in pool:
+            rows = tuple(Row(photo, variant, mirrored) for variant, mirrored in views)
+            subject_items.append(Item(rows, caption(recipe, index, photo)))
+        text = prompts.class_prompt(subject.class_noun)
+        prior_items += [Item((Row(photo),), text) for photo in class_images[index]]
+    return subject_items, prior_items
+
+
+def _caches(
+    job: Job, items: Sequence[Item]
+) -> tuple[Memo[Row, dict[str, Tensor]], Memo[str, dict[str, Tensor]] | None]:
+    """Encode images and captions once, unless the recipe encodes at every step; a trained text encoder always does."""
+    recipe = job.recipe
+    assert recipe.resolution is not None
+    side = recipe.resolution
+    job.pipe.vae.to(torch.float32)  # once, instead of at every encoding
+    latents = Memo(lambda row: encode_photo(job.pipe, job.family, row, side, recipe.seed), recipe.cache)
+    texts = None
+    if not recipe.train_text_encoder:
+        texts = Memo(lambda prompt: encode_prompt(job.pipe, job.family, prompt), recipe.cache)
+    if recipe.cache:
+        rows = [row for item in items for row in item.rows]
+        with job.timed("caching"):
+            job.reporter.stage("caching", len(rows))
+            latents.fill(rows, job.reporter.advance)
+            if texts is not None:
+                texts.fill(sorted({item.prompt for item in items}), lambda: None)
+        _free(job)
+    return latents, texts
+
+
+def _free(job: Job) -> None:
+    """Drop the parts that everything has been encoded with."""
+    job.pipe.vae = None
+    if not job.recipe.train_text_encoder:
+        for name in job.family.text_encoders(job.pipe):
+            setattr(job.pipe, name, None)
+
+
+def _optimise(job: Job, class_images: Sequence[Sequence[Photo]]) -> list[Step]:
+    """Train, from the last checkpoint where there is one. Returns the steps done now."""
+    subject_items, prior_items = _items(job, class_images)
+    groups = job.method.attach(job.pipe, job.family, job.recipe)
+    latents, texts = _caches(job, [*subject_items, *prior_items])
+    recipe = job.recipe
+    components = methods.trained_components(job.pipe, job.family, recipe)
+    for module in components.values():
+        module.train()
+        if recipe.gradient_checkpointing:
+            _checkpoint_gradients(module)
+    trainee = loop.Trainee(job.pipe, job.family, components, texts)
+    optimizer = _optimizer(groups, recipe)
+    weights = {f"{g.component}.{name}": weight for g in groups for name, weight in g.parameters.items()}
+    prepared, prepared_optimizer = job.accelerator.prepare(trainee, optimizer)
+    plan = Plan(recipe.seed, subject_items, prior_items, recipe.batch_size, recipe.prior_weight)
+    process = job.family.process(job.pipe)
+    state = loop.Loop(prepared, prepared_optimizer, job.accelerator, process, plan, latents, recipe)
+    with job.timed("training"):
+        return _run_loop(job, state, weights)
+
+
+def _optimizer(groups: Sequence[Group], recipe: Recipe) -> torch.optim.Optimizer:
+    settings = [{"params": list(g.parameters.values()), "lr": g.rate, "peak": g.rate} for g in groups]
+    return torch.optim.AdamW(settings, betas=(recipe.beta1, recipe.beta2), weight_decay=recipe.weight_decay)
+
+
+def _checkpoint_gradients(module: nn.Module) -> None:
+    enable = getattr(module, "enable_gradient_checkpointing", None) or module.gradient_checkpointing_enable
+    enable()
+
+
+def _run_loop(job: Job, state: loop.Loop, weights: dict[str, Tensor]) -> list[Step]:
+    """Consume the loop: read the losses every few steps, save every few more, stop at an interruption."""
+    run, recipe, optimizer = job.run, job.recipe, state.optimizer
+    assert recipe.steps is not None and recipe.save_every is not None
+    there = checkpoint.latest(run.checkpoints)
+    start = checkpoint.load(there, weights, optimizer) if there else 0
+    if start > recipe.steps:
+        raise UserError(f"{run.path} has been trained for {start} steps already: give --steps {start} or more")
+    if job.is_main:
+        run.cut_steps(start)
+    job.reporter.stage("training", recipe.steps, start)
+    done: list[Step] = []
+    pending: list[loop.Pending] = []
+    began = time.perf_counter()
+    with _interruptible() as asked:
+        for entry in loop.steps(state, start):
+            pending.append(entry)
+            ended = entry.step == recipe.steps
+            stop = _stop(job, asked, entry.step)
+            save = ended or stop or entry.step % recipe.save_every == 0
+            if save or entry.step % recipe.log_every == 0:
+                read = loop.read(pending, began, state)
+                _record(job, read)
+                done += read
+                pending, began = [], time.perf_counter()
+            if save and job.is_main:
+                checkpoint.save(run.checkpoints, entry.step, weights, optimizer, recipe.keep)
+            if stop and not ended:
+                raise KeyboardInterrupt(f"stopped after step {entry.step}")
+    return done
+
+
+def _record(job: Job, read: Sequence[Step]) -> None:
+    if job.is_main:
+        job.run.append_steps(read)
+    for step in read:
+        job.reporter.step(step)
+
+
+def _stop(job: Job, asked: list[bool], step: int) -> bool:
+    """Whether to stop now. Several processes agree on it where they meet anyway: when losses are read."""
+    if job.accelerator.num_processes == 1:
+        return bool(asked)
+    if step % job.recipe.log_every:
+        return False
+    votes = job.accelerator.reduce(torch.tensor(float(bool(asked)), device=job.accelerator.device), reduction="sum")
+    return bool(votes.item())
+
+
+@contextmanager
+def _interruptible() -> Iterator[list[bool]]:
+    """Note the first Ctrl-C or termination in the list given, so that the step can end; the second one kills."""
+    asked: list[bool] = []
+    before: dict[signal.Signals, Any] = {}
+
+    def note(number: int, frame: object) -> None:
+        asked.append(True)
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+    try:
+        for name in (signal.SIGINT, signal.SIGTERM):
+            before[name] = signal.signal(name, note)
+    except ValueError:  # not the main thread: the caller handles signals
+        before.clear()
+    try:
+        yield asked
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+
+def _ship(job: Job) -> None:
+    """Write the adapter: what stock diffusers loads."""
+    if job.is_main:
+        for module in methods.trained_components(job.pipe, job.family, job.recipe).values():
+            module.eval()
+        with job.timed("saving"), atomic_folder(job.run.adapter) as folder:
+            job.method.save(job.pipe, job.family, job.plans.source, job.recipe, folder)
+    job.accelerator.wait_for_everyone()
+
+
+def _finish(job: Job, steps: Sequence[Step]) -> None:
+    """Draw the pictures from the shipped adapter and write the report."""
+    if not job.is_main:
+        return
+    if job.recipe.samples:
+        with job.timed("sampling"):
+            pipe = job.method.load(job.family, job.plans.source, job.recipe, job.run.adapter)
+            samples.draw_after(job.run, pipe.to(job.accelerator.device), job.recipe, job.reporter)
+    job.run.update(finished=True, steps=job.recipe.steps, peak_mb=round(environment.peak_mb(job.accelerator.device)))
+    write_report(job.run.path)

@@ -1,0 +1,29 @@
+"""Fixtures shared by all tests: the debug models, built once a session."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported, so before everything below
+
+from tests import debug_models
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
+    os.environ["DREAMBOOTH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the debug Stable Diffusion that predicts the noise. Read it, never write to it."""
+    return debug_models.build("sd", tmp_path_factory.mktemp("models") / "sd")
+
+
+@pytest.fixture(scope="session")
+def tiny_sd_v(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the debug Stable Diffusion that predicts the velocity. Read it, never write to it."""
+    return debug_models.build("sd-v", tmp_path_factory.mktemp("models") / "sd-v")
