@@ -51,6 +51,7 @@ def train(
         return
     _hush()
     from dreambooth import progress
+    from dreambooth.environment import processes
     from dreambooth.training import train as train_run
 
     reporter = progress.for_console(log_format)
@@ -58,6 +59,8 @@ def train(
         run = train_run(chosen, out, reporter)
     finally:
         reporter.close()
+    if not processes().is_main_process:
+        return
     info = run.info
     if json:
         _print_json({"run": str(run.path), **info})
@@ -234,7 +237,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except (RunError, OSError) as error:
         _fail(str(error), 1)
     except KeyboardInterrupt as error:
-        _fail(f"{error or 'stopped'}; go on with: {shlex.join(['dreambooth', *tokens])}", 130)
+        # what launched several processes is not known here
+        again = "the same command" if "LOCAL_RANK" in os.environ else shlex.join(["dreambooth", *tokens])
+        _fail(f"{error or 'stopped'}; go on with: {again}", 130)
     sys.exit(0)
 
 

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
+from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+from accelerate import PartialState
 
 PACKAGES = ("dreambooth", "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy", "pillow")
+
+
+def processes() -> PartialState:
+    """Return this process's device and its place among those that `torchrun` or `accelerate launch` started.
+
+    Whoever asks first opens the connection, so all must ask here.
+    """
+    # accelerate joins processes on the CPU only where it is told to use the CPU
+    on_cpu = "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
+    # the first process draws pictures, or waits for class images of another run, while the others wait for it
+    return PartialState(cpu=on_cpu, timeout=timedelta(days=7))
 
 
 def describe(device: torch.device, processes: int) -> dict[str, Any]:

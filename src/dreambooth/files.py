@@ -52,12 +52,19 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             for file in temporary.rglob("*"):
                 _sync(file)
             _sync(temporary)
-            if path.exists():
-                shutil.rmtree(path)
-            os.replace(temporary, path)
+            with _temporary_folder(path) as aside:
+                if path.exists():
+                    os.replace(path, Path(aside) / "old")
+                os.replace(temporary, path)
             _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder. A crash leaves it whole, or a temporary for `sweep`, but no part of it in its place."""
+    with _temporary_folder(path) as aside:
+        os.replace(path, Path(aside) / "old")
 
 
 @contextmanager
@@ -68,7 +75,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     except Exception as error:  # safetensors reports a full disk as an error of its own
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         if full or "No space left" in str(error) or "File too large" in str(error):
-            raise RunError(f"the disk is full: could not write {path}; the last good checkpoint is untouched") from error
+            raise RunError(f"the disk is full: could not write {path}; the last checkpoint is untouched") from error
         raise
 
 
@@ -85,12 +92,16 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a killed process left half-written in `folder`."""
-    for path in folder.glob(".*.tmp"):
+    """Remove what a killed process left half-written in `folder`, at any depth."""
+    for path in list(folder.rglob(".*.tmp")):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def _temporary_folder(path: Path) -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
 
 
 def _sync(path: Path) -> None:

@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline
 from dreambooth import families, methods, presets, prompts
 from dreambooth.errors import UserError
 from dreambooth.files import atomic, write_json
-from dreambooth.images import grid
+from dreambooth.images import grid, save_png
 from dreambooth.models import Source, native_resolution, resolve
 from dreambooth.precision import DTYPES
 from dreambooth.progress import Reporter, Silent
@@ -97,7 +97,7 @@ def generate(
     ):
         name = f"{texts.index(text):02d}-{_slug(text)}-{each}.png"
         with atomic(folder / name) as temporary:
-            image.save(temporary, format="PNG")
+            save_png(image, temporary, {"prompt": filled, "seed": str(each), "model": loaded.name})
         pictures.append(image)
         entries.append({"file": name, "prompt": text, "text": filled, "seed": each})
         reporter.advance()

@@ -159,7 +159,8 @@ def read(pending: Sequence[Pending], began: float, loop: Loop) -> list[Step]:
     done = []
     for entry, (subject, prior), norm in zip(pending, parts, norms, strict=True):
         if not math.isfinite(subject + prior):
-            raise RunError(f"the loss is not finite at step {entry.step}: lower --learning-rate, or use --precision fp32")
+            advice = "lower --learning-rate, or use --precision fp32"
+            raise RunError(f"the loss is not finite at step {entry.step}: {advice}")
         shown = prior / loop.plan.prior_weight if loop.plan.prior else None
         figures_of = (subject + prior, subject, shown, entry.lr, norm, seconds, entry.images / seconds)
         done.append(Step(entry.step, *figures_of))

@@ -197,7 +197,7 @@ def _natural(path: Path) -> tuple[list[str | int], str]:
 
 
 def _is_photo(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not path.name.endswith(MASK)
+    return path.suffix.lower() in SUFFIXES and not path.name.endswith(MASK)
 
 
 def _inspect(path: Path, resolution: int, pictures: list[Picture]) -> list[Problem]:

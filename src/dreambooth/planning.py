@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from accelerate import PartialState
 from diffusers import DiffusionPipeline
 
-from dreambooth import identifiers, photos, presets, prompts
+from dreambooth import environment, identifiers, photos, presets, prompts
 from dreambooth.errors import UserError
 from dreambooth.models import Source, choose_for_device, native_resolution, resolve
 from dreambooth.photos import Finding, Photo
@@ -48,7 +47,7 @@ def make_plans(recipe: Recipe) -> Plans:
     assert recipe.model is not None
     source = resolve(recipe.model, recipe.revision)
     native = native_resolution(source)
-    filled, derived = presets.fill(recipe, source, native, PartialState().device.type)
+    filled, derived = presets.fill(recipe, source, native, environment.processes().device.type)
     assert filled.resolution is not None
     findings = [photos.read(subject.photos, filled.resolution) for subject in filled.subjects]
     warnings = [f"{finding.file}: {problem.message}" for found in findings for finding in found for problem in finding.problems]

@@ -1,15 +1,18 @@
 """Class images for prior preservation: drawn once from the frozen model, kept under an identity, reused by it.
 
-Ruiz et al. 2023, section 3.2: x_pr comes from ancestral sampling of the frozen model from noise, given "a [class noun]".
+Ruiz et al. 2023, section 3.2: x_pr is drawn from the frozen model by ancestral sampling, given "a [class noun]".
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import filelock
 import torch
 from diffusers import DiffusionPipeline
 
@@ -97,7 +100,10 @@ def plan(
     Raises:
         UserError: The folder holds something else.
     """
-    assert recipe.prior_steps and recipe.prior_guidance is not None and recipe.resolution and recipe.prior_count
+    assert recipe.prior_steps
+    assert recipe.prior_guidance is not None
+    assert recipe.resolution
+    assert recipe.prior_count
     identity = Identity(
         model=source.identity,
         prompt=prompts.class_prompt(class_noun),
@@ -123,32 +129,50 @@ def check_manifest(folder: Path, identity: Identity) -> None:
     path = folder / "manifest.json"
     if path.is_file():
         there = json.loads(path.read_text(encoding="utf-8"))
-        differ = [f"{name} {there.get(name)!r} there, {value!r} asked" for name, value in asdict(identity).items() if there.get(name) != value]
+        differ = [name for name, value in asdict(identity).items() if there.get(name) != value]
         if differ:
-            raise UserError(f"{folder} holds other class images ({differ[0]}): choose another folder or remove it")
-    elif folder.is_dir() and any(folder.iterdir()):
+            what = f"{differ[0]} {there.get(differ[0])!r} there, {getattr(identity, differ[0])!r} asked"
+            raise UserError(f"{folder} holds other class images ({what}): choose another folder or remove it")
+    elif folder.is_dir() and any(not file.name.startswith(".") for file in folder.iterdir()):
         raise UserError(f"{folder} holds files and no manifest of class images: choose an empty folder")
     else:
         write_json(path, asdict(identity))
 
 
+@contextmanager
+def turn(images: ClassImages, reporter: Reporter) -> Iterator[None]:
+    """Wait until no other run draws this set, and keep others from drawing it meanwhile."""
+    lock = filelock.FileLock(images.folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        reporter.say(f"waiting for another run that draws the same class images, in {images.folder}")
+        lock.acquire()
+    with lock:
+        sweep(images.folder)
+        yield
+
+
 @torch.no_grad()
-def make(pipe: DiffusionPipeline, family: Family, images: ClassImages, reporter: Reporter, rank: int = 0, world: int = 1) -> None:
+def make(
+    pipe: DiffusionPipeline, family: Family, images: ClassImages, reporter: Reporter, rank: int = 0, world: int = 1
+) -> None:
     """Draw the images that are missing, this process's batches of them.
 
     Each image has a seed of its own and batches have fixed bounds, so that the set is the same however it comes about:
-    at once, topped up, interrupted, or by several processes.
+    at once, topped up, interrupted, or by several processes. A process's share does not depend on what is missing: the
+    others change that as they draw.
     """
     identity = images.identity
     missing = images.missing
     reporter.stage("class images", images.count, images.count - min(images.count, len(missing) * identity.batch))
-    sweep(images.folder)
-    for start in missing[rank::world]:
+    for start in [start for start in missing if start // identity.batch % world == rank]:
         indices = range(start, start + identity.batch)
         generators = [generator(identity.seed, "class image", index) for index in indices]
         sampling = Sampling("", identity.steps, identity.guidance, identity.size)
         texts = [identity.prompt] * identity.batch
-        for index, image in zip(indices, draw(pipe, texts, generators, sampling, family.class_sampler(pipe)), strict=True):
+        drawn = draw(pipe, texts, generators, sampling, family.class_sampler(pipe))
+        for index, image in zip(indices, drawn, strict=True):
             with atomic(images.path(index)) as temporary:
                 image.save(temporary, format="PNG")
         reporter.advance(min(identity.batch, images.count - start))
@@ -163,6 +187,7 @@ def real(folder: Path, class_noun: str, resolution: int) -> list[Photo]:
     manifest = folder / "manifest.json"
     if manifest.is_file():
         made_for = json.loads(manifest.read_text(encoding="utf-8")).get("prompt")
-        if made_for != prompts.class_prompt(class_noun):
-            raise UserError(f"{folder} holds class images of '{made_for}', not of '{prompts.class_prompt(class_noun)}': choose another")
+        wanted = prompts.class_prompt(class_noun)
+        if made_for != wanted:
+            raise UserError(f"{folder} holds class images of '{made_for}', not of '{wanted}': choose another")
     return photos.usable(photos.read(folder, resolution))

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,12 @@ class Run:
         return dict(json.loads((self.path / "run.json").read_text(encoding="utf-8")))
 
     @property
+    def environment(self) -> dict[str, Any]:
+        """What the run ran on last; empty before it has run."""
+        path = self.path / "environment.json"
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+    @property
     def finished_steps(self) -> int | None:
         """Steps of the finished run; None while it is not finished."""
         info = self.info
@@ -90,21 +96,19 @@ class Run:
         """Write the run's description. Given again for the same run, it keeps what was recorded before.
 
         Raises:
-            UserError: The folder holds another recipe's run, or other files.
+            UserError: The folder holds another recipe's run.
         """
         if self.exists:
             before = self.info
             if before["identity"] != info["identity"]:
-                raise UserError(f"{self.path} holds another run ({self._difference(recipe)}): choose another --out or remove it")
+                what = self._difference(recipe)
+                raise UserError(f"{self.path} holds another run ({what}): choose another --out or remove it")
             info = {**info, "created": before["created"], "times": before["times"], "warnings": before["warnings"]}
-        elif self.path.is_dir() and any(not child.name.startswith(("run.lock", ".")) for child in self.path.iterdir()):
-            raise UserError(f"{self.path} holds other files and no run: choose another --out")
         self.path.mkdir(parents=True, exist_ok=True)
         sweep(self.path)
-        sweep(self.checkpoints)
+        write_json(self.path / "run.json", info)  # the first, since it makes the folder a run
         write_text(self.path / "recipe.yaml", recipe.to_yaml())
         write_json(self.path / "environment.json", environment)
-        write_json(self.path / "run.json", info)
 
     def update(self, **values: Any) -> None:
         """Change entries of `info`; `times` and `warnings` are added to."""
@@ -118,15 +122,18 @@ class Run:
         """Keep other processes from writing this run. The lock dies with its process, so none is ever stale.
 
         Raises:
-            UserError: Another process writes it.
+            UserError: Another process writes it, or the folder holds other files than a run's.
         """
+        if not self.exists and self.path.is_dir() and any(map(_is_foreign, self.path.iterdir())):
+            raise UserError(f"{self.path} holds other files and no run: choose another --out")
         self.path.mkdir(parents=True, exist_ok=True)
         owner = self.path / "run.lock.json"
         lock = filelock.FileLock(self.path / "run.lock", timeout=0)
         try:
             lock.acquire()
         except filelock.Timeout:
-            raise UserError(f"{self.path} is being written by {_owner(owner)}: wait for it, or choose another --out") from None
+            text = f"{self.path} is being written by {_owner(owner)}: wait for it, or choose another --out"
+            raise UserError(text) from None
         try:
             write_json(owner, {"pid": os.getpid(), "host": socket.gethostname(), "since": now()})
             yield
@@ -135,10 +142,12 @@ class Run:
             lock.release()
 
     def append_steps(self, steps: Sequence[Step]) -> None:
-        """Append one JSON line a step to steps.jsonl."""
+        """Append one JSON line a step to steps.jsonl; on the disk before a checkpoint that comes after."""
         path = self.path / "steps.jsonl"
         with disk_errors(path), path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(asdict(step)) + "\n" for step in steps)
+            file.flush()
+            os.fsync(file.fileno())
 
     def cut_steps(self, step: int) -> None:
         """Cut steps.jsonl back to the first `step` steps: the later ones are done again."""
@@ -148,14 +157,18 @@ class Run:
 
     def _difference(self, recipe: Recipe) -> str:
         old, new = self.recipe.model_dump(mode="json"), recipe.model_dump(mode="json")
-        names = [name for name in new if old.get(name) != new[name]]
-        shown = [f"{name}: {old.get(name)} there, {new[name]} here" for name in names if name not in ("subjects", "steps")]
+        names = [name for name in new if old.get(name) != new[name] and name not in ("subjects", "steps")]
+        shown = [f"{name}: {old.get(name)} there, {new[name]} here" for name in names]
         return "; ".join(shown[:3]) or "other photos, class or base model"
 
 
 def now() -> str:
     """Return the time as ISO 8601 in UTC."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _is_foreign(file: Path) -> bool:
+    return not file.name.startswith(("run.lock", "."))
 
 
 def _owner(path: Path) -> str:

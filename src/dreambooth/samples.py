@@ -13,6 +13,7 @@ from PIL import Image
 from dreambooth import photos, prompts
 from dreambooth.batches import generator
 from dreambooth.files import atomic, write_json
+from dreambooth.images import save_png
 from dreambooth.photos import Photo
 from dreambooth.progress import Reporter
 from dreambooth.recipe import Recipe
@@ -89,15 +90,10 @@ def _draw(run: Run, pipe: DiffusionPipeline, recipe: Recipe, reporter: Reporter,
     sampling = settings(recipe)
     generators = [image_generator(shot.seed) for shot in missing]
     for shot, image in zip(missing, draw(pipe, [s.text for s in missing], generators, sampling), strict=True):
-        save_png(image, run, shot.file)
+        with atomic(run.samples / shot.file) as temporary:
+            save_png(image, temporary, {"prompt": shot.text, "seed": str(shot.seed)})
         reporter.advance()
     _write_manifest(run, sampling, wanted)
-
-
-def save_png(image: Image.Image, run: Run, name: str) -> None:
-    """Write one picture atomically."""
-    with atomic(run.samples / name) as temporary:
-        image.save(temporary, format="PNG")
 
 
 def _write_manifest(run: Run, sampling: Sampling, drawn: Sequence[Shot]) -> None:

@@ -1,23 +1,33 @@
-"""A whole run: photos in; an adapter, pictures and an account out. Each stage is one function; `train` is their order."""
+"""A whole run: photos in; an adapter, pictures and an account out. Each stage is a function; `train` is their order."""
 
 from __future__ import annotations
 
-import json
-import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from dreambooth import checkpoint, environment, families, loop, methods, photos, presets, prior, prompts, samples
+from dreambooth import (
+    checkpoint,
+    environment,
+    families,
+    interruption,
+    loop,
+    methods,
+    photos,
+    presets,
+    prior,
+    prompts,
+    samples,
+)
 from dreambooth.batches import Item, Plan
 from dreambooth.cache import Memo, Row, encode_photo, encode_prompt
 from dreambooth.errors import UserError
@@ -30,7 +40,7 @@ from dreambooth.planning import Plans, caption, identify, make_plans
 from dreambooth.precision import storage_dtype
 from dreambooth.progress import Reporter, Silent, Step
 from dreambooth.recipe import Recipe, identity
-from dreambooth.report import write_report
+from dreambooth.reporting import report
 from dreambooth.run import Run, now
 
 
@@ -87,13 +97,13 @@ def train(recipe: Recipe, out: str | Path | None = None, reporter: Reporter | No
     if _is_finished(job):
         job.reporter.say(f"{run.path} is finished: {run.finished_steps} steps done")
         return run
-    with _only_writer(job):
+    with _main_holds(job, run.lock()):
         _describe(job)
         class_images = _class_images(job)
         _before(job)
-        steps = _optimise(job, class_images)
+        _optimise(job, class_images)
         _ship(job)
-        _finish(job, steps)
+        _finish(job)
     return run
 
 
@@ -112,14 +122,17 @@ def make_class_images(
     Raises:
         UserError: There is no such model, or the folder holds something else.
     """
+    device = environment.processes().device
     name = model or choose_for_device()[0]
     source = resolve(name)
-    open_recipe = Recipe.of({"model": name, "prior_count": count, "subjects": [{"photos": ".", "class_noun": class_noun}]})
-    recipe, _ = presets.fill(open_recipe, source, native_resolution(source), PartialState().device.type)
+    subject = {"photos": ".", "class_noun": class_noun}
+    open_recipe = Recipe.of({"model": name, "prior_count": count, "subjects": [subject]})
+    recipe, _ = presets.fill(open_recipe, source, native_resolution(source), device.type)
     family = families.get(source.family)
-    pipe = family.load(source, storage_dtype(recipe)).to(PartialState().device)
+    pipe = family.load(source, storage_dtype(recipe)).to(device)
     images = prior.plan(pipe, family, source, recipe, class_noun, folder)
-    prior.make(pipe, family, images, reporter)
+    with prior.turn(images, reporter):
+        prior.make(pipe, family, images, reporter)
     return images
 
 
@@ -169,15 +182,12 @@ def _is_finished(job: Job) -> bool:
 
 
 @contextmanager
-def _only_writer(job: Job) -> Iterator[None]:
-    """Hold the run's lock in the main process, and let the others begin after it."""
-    if job.is_main:
-        with job.run.lock():
-            job.accelerator.wait_for_everyone()
-            yield
-    else:
+def _main_holds(job: Job, lock: AbstractContextManager[None]) -> Iterator[None]:
+    """Hold a lock in the main process until all are done with what it guards; the others begin after it."""
+    with lock if job.is_main else nullcontext():
         job.accelerator.wait_for_everyone()
         yield
+        job.accelerator.wait_for_everyone()
 
 
 def _describe(job: Job) -> None:
@@ -200,20 +210,23 @@ def _describe(job: Job) -> None:
         "finished": False,
         "steps": job.recipe.steps,
     }
-    before = job.run.path / "environment.json"
-    if job.run.exists and before.is_file():
-        _compare_threads(job, described)
+    earlier = job.run.environment
     job.run.begin(job.recipe, info, described)
+    _compare_threads(job, earlier, described)
     job.times = job.run.info["times"]
     samples.save_previews(job.run, [photo for pool in job.photos for photo in pool])
 
 
-def _compare_threads(job: Job, described: dict[str, Any]) -> None:
-    earlier = json.loads((job.run.path / "environment.json").read_text(encoding="utf-8"))
-    differ = [name for name in ("threads", "torch", "device_name", "processes") if earlier.get(name) != described[name]]
-    for name in differ:
-        text = f"{name} was {earlier.get(name)} and is {described[name]}: the run goes on, but not bit for bit the same"
-        job.reporter.say(f"warning: {text}")
+def _compare_threads(job: Job, earlier: dict[str, Any], described: dict[str, Any]) -> None:
+    for name in ("threads", "torch", "device_name", "processes"):
+        was, is_ = earlier.get(name, described[name]), described[name]
+        if was != is_:
+            _warn(job, f"{name} was {was} and is {is_}: the run goes on, but not bit for bit the same")
+
+
+def _warn(job: Job, text: str) -> None:
+    job.reporter.say(f"warning: {text}")
+    if job.is_main:
         job.run.update(warnings=[text])
 
 
@@ -230,9 +243,9 @@ def _class_images(job: Job) -> list[list[Photo]]:
                 found.append(prior.real(recipe.prior_images, subject.class_noun, recipe.resolution))
                 continue
             wanted = prior.plan(job.pipe, job.family, job.plans.source, recipe, subject.class_noun)
-            processes = job.accelerator
-            prior.make(job.pipe, job.family, wanted, job.reporter, processes.process_index, processes.num_processes)
-            processes.wait_for_everyone()
+            with _main_holds(job, prior.turn(wanted, job.reporter)):
+                rank, world = job.accelerator.process_index, job.accelerator.num_processes
+                prior.make(job.pipe, job.family, wanted, job.reporter, rank, world)
             found.append(wanted.photos())
     return found
 
@@ -267,8 +280,10 @@ def _caches(
     assert recipe.resolution is not None
     side = recipe.resolution
     job.pipe.vae.to(torch.float32)  # once, instead of at every encoding
-    latents = Memo(lambda row: encode_photo(job.pipe, job.family, row, side, recipe.seed), recipe.cache)
-    texts = None
+    latents: Memo[Row, dict[str, Tensor]] = Memo(
+        lambda row: encode_photo(job.pipe, job.family, row, side, recipe.seed), recipe.cache
+    )
+    texts: Memo[str, dict[str, Tensor]] | None = None
     if not recipe.train_text_encoder:
         texts = Memo(lambda prompt: encode_prompt(job.pipe, job.family, prompt), recipe.cache)
     if recipe.cache:
@@ -290,8 +305,8 @@ def _free(job: Job) -> None:
             setattr(job.pipe, name, None)
 
 
-def _optimise(job: Job, class_images: Sequence[Sequence[Photo]]) -> list[Step]:
-    """Train, from the last checkpoint where there is one. Returns the steps done now."""
+def _optimise(job: Job, class_images: Sequence[Sequence[Photo]]) -> None:
+    """Train, from the last checkpoint where there is one."""
     subject_items, prior_items = _items(job, class_images)
     groups = job.method.attach(job.pipe, job.family, job.recipe)
     latents, texts = _caches(job, [*subject_items, *prior_items])
@@ -309,7 +324,7 @@ def _optimise(job: Job, class_images: Sequence[Sequence[Photo]]) -> list[Step]:
     process = job.family.process(job.pipe)
     state = loop.Loop(prepared, prepared_optimizer, job.accelerator, process, plan, latents, recipe)
     with job.timed("training"):
-        return _run_loop(job, state, weights)
+        _run_loop(job, state, weights)
 
 
 def _optimizer(groups: Sequence[Group], recipe: Recipe) -> torch.optim.Optimizer:
@@ -318,40 +333,37 @@ def _optimizer(groups: Sequence[Group], recipe: Recipe) -> torch.optim.Optimizer
 
 
 def _checkpoint_gradients(module: nn.Module) -> None:
-    enable = getattr(module, "enable_gradient_checkpointing", None) or module.gradient_checkpointing_enable
-    enable()
+    # diffusers' name for it, or that of transformers
+    name = "enable_gradient_checkpointing"
+    getattr(module, name if hasattr(module, name) else "gradient_checkpointing_enable")()
 
 
-def _run_loop(job: Job, state: loop.Loop, weights: dict[str, Tensor]) -> list[Step]:
+def _run_loop(job: Job, state: loop.Loop, weights: Mapping[str, Tensor]) -> None:
     """Consume the loop: read the losses every few steps, save every few more, stop at an interruption."""
     run, recipe, optimizer = job.run, job.recipe, state.optimizer
-    assert recipe.steps is not None and recipe.save_every is not None
-    there = checkpoint.latest(run.checkpoints)
-    start = checkpoint.load(there, weights, optimizer) if there else 0
+    assert recipe.steps is not None
+    assert recipe.save_every is not None
+    start = checkpoint.resume(run.checkpoints, weights, optimizer, lambda text: _warn(job, text))
     if start > recipe.steps:
         raise UserError(f"{run.path} has been trained for {start} steps already: give --steps {start} or more")
     if job.is_main:
         run.cut_steps(start)
     job.reporter.stage("training", recipe.steps, start)
-    done: list[Step] = []
     pending: list[loop.Pending] = []
     began = time.perf_counter()
-    with _interruptible() as asked:
+    with interruption.noted() as asked:
         for entry in loop.steps(state, start):
             pending.append(entry)
-            ended = entry.step == recipe.steps
-            stop = _stop(job, asked, entry.step)
-            save = ended or stop or entry.step % recipe.save_every == 0
-            if save or entry.step % recipe.log_every == 0:
-                read = loop.read(pending, began, state)
-                _record(job, read)
-                done += read
+            due = entry.step == recipe.steps or entry.step % recipe.save_every == 0
+            reading = due or entry.step % recipe.log_every == 0
+            stop = _stop(job, asked, reading)
+            if stop or reading:
+                _record(job, loop.read(pending, began, state))
                 pending, began = [], time.perf_counter()
-            if save and job.is_main:
+            if job.is_main and (stop or due):
                 checkpoint.save(run.checkpoints, entry.step, weights, optimizer, recipe.keep)
-            if stop and not ended:
+            if stop:
                 raise KeyboardInterrupt(f"stopped after step {entry.step}")
-    return done
 
 
 def _record(job: Job, read: Sequence[Step]) -> None:
@@ -361,37 +373,14 @@ def _record(job: Job, read: Sequence[Step]) -> None:
         job.reporter.step(step)
 
 
-def _stop(job: Job, asked: list[bool], step: int) -> bool:
+def _stop(job: Job, asked: list[bool], reading: bool) -> bool:
     """Whether to stop now. Several processes agree on it where they meet anyway: when losses are read."""
     if job.accelerator.num_processes == 1:
         return bool(asked)
-    if step % job.recipe.log_every:
+    if not reading:
         return False
     votes = job.accelerator.reduce(torch.tensor(float(bool(asked)), device=job.accelerator.device), reduction="sum")
     return bool(votes.item())
-
-
-@contextmanager
-def _interruptible() -> Iterator[list[bool]]:
-    """Note the first Ctrl-C or termination in the list given, so that the step can end; the second one kills."""
-    asked: list[bool] = []
-    before: dict[signal.Signals, Any] = {}
-
-    def note(number: int, frame: object) -> None:
-        asked.append(True)
-        for name, handler in before.items():
-            signal.signal(name, handler)
-
-    try:
-        for name in (signal.SIGINT, signal.SIGTERM):
-            before[name] = signal.signal(name, note)
-    except ValueError:  # not the main thread: the caller handles signals
-        before.clear()
-    try:
-        yield asked
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
 
 
 def _ship(job: Job) -> None:
@@ -404,7 +393,7 @@ def _ship(job: Job) -> None:
     job.accelerator.wait_for_everyone()
 
 
-def _finish(job: Job, steps: Sequence[Step]) -> None:
+def _finish(job: Job) -> None:
     """Draw the pictures from the shipped adapter and write the report."""
     if not job.is_main:
         return
@@ -413,4 +402,4 @@ def _finish(job: Job, steps: Sequence[Step]) -> None:
             pipe = job.method.load(job.family, job.plans.source, job.recipe, job.run.adapter)
             samples.draw_after(job.run, pipe.to(job.accelerator.device), job.recipe, job.reporter)
     job.run.update(finished=True, steps=job.recipe.steps, peak_mb=round(environment.peak_mb(job.accelerator.device)))
-    write_report(job.run.path)
+    report(job.run.path)

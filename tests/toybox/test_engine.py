@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from dreambooth.errors import RunError, UserError
 from dreambooth.toybox.model import engine
+from dreambooth.toybox.model.sizes import Plan
 
-PLAN = engine.Plan(steps=30, batch=8, rate=0.05, warmup=5, cooldown=0.4, ema=0.9, evaluate_every=10)
+PLAN = Plan(steps=30, batch=8, rate=0.05, warmup=5, cooldown=0.4, ema=0.9, log_every=2, evaluate_every=10)
 
 
 class Line:
@@ -42,7 +43,7 @@ class Line:
 def run(folder: Path, stop_after: int | None = None, **settings: float) -> list[engine.Point]:
     """Drops the generator after `stop_after` lines, which is what a kill does to the process."""
     points = []
-    for point in engine.fit(Line(), folder, PLAN, seed=7, log_every=2, **settings):  # type: ignore[arg-type]
+    for point in engine.fit(Line(), folder, PLAN, seed=7, **settings):  # type: ignore[arg-type]
         points.append(point)
         if len(points) == stop_after:
             break
@@ -92,7 +93,9 @@ def test_it_learns_and_the_average_is_evaluated(tmp_path: Path) -> None:
     with torch.no_grad():
         again = task.evaluate()
     assert again["error"] == pytest.approx(errors[-1], rel=1e-6)
-    assert all(torch.equal(one, two) for one, two in zip(task.module.parameters(), state.ema.shadow_params, strict=True))
+    assert all(
+        torch.equal(one, two) for one, two in zip(task.module.parameters(), state.ema.shadow_params, strict=True)
+    )
 
 
 def test_a_changed_seed_changes_the_draws() -> None:
@@ -124,5 +127,5 @@ def test_anothers_state_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="the loss before step 20 is nan: lower the learning rate"):
+    with pytest.raises(RunError, match="the loss before step 2 is nan: lower the learning rate"):
         next(engine.fit(Line(scale=float("nan")), tmp_path, PLAN))

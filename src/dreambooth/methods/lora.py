@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.training_utils import cast_training_params
-from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
@@ -57,8 +56,11 @@ def load(family: Family, source: Source, recipe: Recipe, folder: Path) -> Diffus
 
 
 def _layers(module: nn.Module, scale: float, is_text: bool) -> dict[str, Tensor]:
+    """Return a component's LoRA under peft's own names.
+
+    diffusers' older names (`lora.down`) exist for attention alone, and its loader drops them where both kinds meet.
+    """
     layers = {name: w * scale if ".lora_B." in name else w for name, w in get_peft_model_state_dict(module).items()}
-    layers = convert_state_dict_to_diffusers(layers)
     if not is_text:
         return layers
     # transformers >= 5.6 has no `text_model` level in its modules; every reader of the file expects one.

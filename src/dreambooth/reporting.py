@@ -29,7 +29,7 @@ RAW_POINTS = 600
 SMOOTH_POINTS = 150
 
 
-def write_report(run_folder: Path) -> Path:
+def report(run_folder: Path) -> Path:
     """Write `report.html` into a run folder, from whatever the run has left there so far.
 
     The page needs no network, no other file and no script. Missing parts are named on the page.

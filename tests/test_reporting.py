@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 
 from dreambooth.errors import UserError
-from dreambooth.report import Frame, _duration, _read, _running_mean, _ticks, write_report
+from dreambooth.reporting import Frame, _duration, _read, _running_mean, _ticks, report
 
 VOID = {"meta", "link", "img", "line", "polyline", "br", "hr"}
 SCENES = ["on the beach", "in the snow", "wearing a top hat", "as a pencil sketch", "on a purple rug"]
@@ -137,7 +137,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_the_page_lies_in_the_run_folder_and_needs_nothing_else(run: Path):
-    path = write_report(run)
+    path = report(run)
     assert path == run / "report.html"
     page = Page(path)
     links = [attrs[name] for _, attrs in page.tags for name in ("src", "href", "srcset") if name in attrs]
@@ -151,7 +151,7 @@ def test_the_page_lies_in_the_run_folder_and_needs_nothing_else(run: Path):
 
 
 def test_every_picture_is_on_the_page_unchanged_and_has_words_for_those_who_cannot_see_it(run: Path):
-    page = Page(write_report(run))
+    page = Page(report(run))
     shown = [base64.b64decode(image["src"].split(",")[1]) for image in page.all("img")]
     stored = [path.read_bytes() for path in [*run.glob("photos/*.jpg"), *run.glob("samples/*.png")]]
     assert sorted(shown) == sorted(stored)
@@ -160,7 +160,7 @@ def test_every_picture_is_on_the_page_unchanged_and_has_words_for_those_who_cann
 
 
 def test_before_and_after_of_a_seed_are_neighbours(run: Path):
-    alts = [image["alt"] for image in Page(write_report(run)).all("img")]
+    alts = [image["alt"] for image in Page(report(run)).all("img")]
     assert alts[2:6] == [
         "a [V] dog, before training, seed 3",
         "a [V] dog, after training, seed 3",
@@ -172,7 +172,7 @@ def test_before_and_after_of_a_seed_are_neighbours(run: Path):
 
 
 def test_the_story(run: Path):
-    text = Page(write_report(run)).text
+    text = Page(report(run)).text
     assert "Learned from 2 photos on toybox (sd), in 1 min 1 s." in text
     assert "the model knows it as “ohwx”" in text
     assert "one.heic" in text
@@ -190,20 +190,20 @@ def test_the_story(run: Path):
 
 
 def test_the_command_survives_a_shell(run: Path):
-    page = Page(write_report(run))
+    page = Page(report(run))
     (command,) = [text for text in page.texts if text.startswith("dreambooth generate")]
     assert shlex.split(command) == ["dreambooth", "generate", str(run), "a [V] dog on the beach"]
 
 
 def test_each_setting_stands_with_its_value_and_its_reason(run: Path):
-    text = Page(write_report(run)).text
+    text = Page(report(run)).text
     assert "steps 40 20 a photo" in text
     assert "subjects[0].identifier ohwx the rarest word" in text
 
 
 def test_a_derived_value_that_the_recipe_does_not_hold_is_still_explained(run: Path):
     write_json(run / "run.json", about(derived={"gradient_checkpointing": "memory is short"}))
-    assert "gradient_checkpointing memory is short" in Page(write_report(run)).text
+    assert "gradient_checkpointing memory is short" in Page(report(run)).text
 
 
 def test_what_people_wrote_is_text_and_never_markup(run: Path):
@@ -219,7 +219,7 @@ def test_what_people_wrote_is_text_and_never_markup(run: Path):
     write_json(run / "scores.json", {evil: {"value": 0.5, "low": 0.4, "high": 0.6, "n": 3}})
     manifest = {"images": samples(run, evil), "sampler": evil, "steps": 5, "guidance": 1}
     write_json(run / "samples" / "manifest.json", manifest)
-    page = Page(write_report(run))
+    page = Page(report(run))
     assert not page.all("script")
     assert all(image["src"].startswith("data:image/") for image in page.all("img"))
     assert evil in page.all("img")[0]["alt"]
@@ -227,9 +227,9 @@ def test_what_people_wrote_is_text_and_never_markup(run: Path):
 
 
 def test_only_small_pictures_get_hard_pixels(run: Path):
-    assert len(Page(write_report(run)).all("img", "crisp")) == 13, "the samples, not the photos"
+    assert len(Page(report(run)).all("img", "crisp")) == 13, "the samples, not the photos"
     write_json(run / "samples" / "manifest.json", {"images": samples(run, side=128)})
-    assert not Page(write_report(run)).all("img", "crisp")
+    assert not Page(report(run)).all("img", "crisp")
 
 
 # Curves
@@ -243,7 +243,7 @@ def curves(page: Page, cls: str) -> list[np.ndarray]:
 def test_a_curve_runs_through_its_steps(run: Path):
     losses = np.linspace(1.0, 0.5, 40)
     write_steps(run, [step(number + 1, float(loss), None) for number, loss in enumerate(losses)])
-    (points,) = curves(Page(write_report(run)), "raw")
+    (points,) = curves(Page(report(run)), "raw")
     frame = Frame(end=40, top=1.05 * float(np.percentile(losses, 98)))
     assert points[:, 0] == pytest.approx(44 + (430 - 44) * np.arange(1, 41) / 40, abs=0.051)
     assert points[:, 1] == pytest.approx(200 - (200 - 12) * losses / frame.top, abs=0.051)
@@ -251,14 +251,14 @@ def test_a_curve_runs_through_its_steps(run: Path):
 
 def test_both_curves_share_their_axes(run: Path):
     write_steps(run, [step(number, 0.1, 0.2) for number in range(1, 41)])
-    subject, prior = curves(Page(write_report(run)), "smooth")
+    subject, prior = curves(Page(report(run)), "smooth")
     assert prior[:, 0] == pytest.approx(subject[:, 0])
     assert 200 - prior[:, 1] == pytest.approx(2 * (200 - subject[:, 1]), abs=0.2)
 
 
 def test_a_spike_is_cut_at_the_frame_and_does_not_flatten_the_rest(run: Path):
     write_steps(run, [step(number, 1000.0 if number == 50 else 0.1, None) for number in range(1, 101)])
-    page = Page(write_report(run))
+    page = Page(report(run))
     (points,) = curves(page, "raw")
     assert points[:, 1].min() == 12
     assert np.median(points[:, 1]) < 100
@@ -269,7 +269,7 @@ def test_a_hundred_thousand_steps_stay_small(run: Path):
     rng = np.random.default_rng(0)
     losses = rng.gamma(2.0, 0.05, (100_000, 2)).round(5).tolist()
     write_steps(run, [step(number, *pair) for number, pair in enumerate(losses, 1)])
-    page = Page(write_report(run))
+    page = Page(report(run))
     pictures = sum(len(image["src"]) for image in page.all("img"))
     assert len(page.source) - pictures < 100_000
     for points in curves(page, "raw"):
@@ -302,14 +302,14 @@ def test_ticks_are_few_and_round(end: float):
 def test_a_half_written_last_line_is_no_news(run: Path):
     write_json(run / "run.json", about(warnings=[]))
     write_steps(run, [step(number) for number in range(1, 31)], tail='{"step": 31, "lo')
-    page = Page(write_report(run))
+    page = Page(report(run))
     assert len(curves(page, "raw")[0]) == 30
     assert "Warnings" not in page.text
 
 
 def test_a_broken_line_in_the_middle_is_said(run: Path):
     (run / "steps.jsonl").write_text("\n".join([json.dumps(step(1)), '{"step": 2, "l', json.dumps(step(3)), ""]))
-    page = Page(write_report(run))
+    page = Page(report(run))
     assert "1 of 3 lines of steps.jsonl could not be read and are left out." in page.text
     assert len(curves(page, "raw")[0]) == 2
 
@@ -323,14 +323,14 @@ def test_steps_repeated_by_a_resumed_run_count_once_and_the_later_line_holds(run
 
 def test_losses_that_are_no_numbers_are_not_drawn(run: Path):
     write_steps(run, [step(1), step(2, float("nan")), step(3), step(4, float("inf"))])
-    page = Page(write_report(run))
+    page = Page(report(run))
     assert [len(points) for points in curves(page, "raw")] == [2, 4]
     assert "nan" not in page.text
 
 
 def test_losses_of_zero_have_a_frame(run: Path):
     write_steps(run, [step(1, 0.0, None), step(2, 0.0, None)])
-    (points,) = curves(Page(write_report(run)), "raw")
+    (points,) = curves(Page(report(run)), "raw")
     assert points[:, 1].tolist() == [200, 200]
 
 
@@ -339,7 +339,7 @@ def test_losses_of_zero_have_a_frame(run: Path):
 
 def test_a_run_that_has_only_begun(tmp_path: Path):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe(steps=300)))
-    page = Page(write_report(tmp_path))
+    page = Page(report(tmp_path))
     for absence in (
         "This run is not finished: 0 of 300 steps are recorded.",
         "The run folder holds no photos yet.",
@@ -359,7 +359,7 @@ def test_a_run_that_has_only_begun(tmp_path: Path):
 
 def test_a_run_without_a_recipe(tmp_path: Path):
     write_json(tmp_path / "run.json", about())
-    page = Page(write_report(tmp_path))
+    page = Page(report(tmp_path))
     assert "Learned from 2 photos on toybox (sd)" in page.text
     assert len(page.all("p", "missing")) == 2
     assert "no preview was saved" in page.text
@@ -368,7 +368,7 @@ def test_a_run_without_a_recipe(tmp_path: Path):
 
 def test_no_prior(run: Path):
     write_steps(run, [step(number, prior=None) for number in range(1, 41)])
-    page = Page(write_report(run))
+    page = Page(report(run))
     assert len(page.all("polyline", "raw")) == 1
     assert "There is no prior loss: no class images were trained on." in page.text
 
@@ -380,7 +380,7 @@ def test_pictures_that_are_missing_or_broken_are_named(run: Path):
     broken.write_bytes(broken.read_bytes()[:2000])
     (run / "samples" / images[2]["file"]).write_text("no image")
     write_json(run / "samples" / "manifest.json", {"images": [image for image in images if image is not images[3]]})
-    page = Page(write_report(run))
+    page = Page(report(run))
     assert f"{images[0]['file']} is missing" in page.text
     assert f"{images[1]['file']} cannot be read" in page.text
     assert f"{images[2]['file']} cannot be read" in page.text
@@ -391,17 +391,17 @@ def test_pictures_that_are_missing_or_broken_are_named(run: Path):
 def test_scenes_drawn_before_training_too_are_paired_and_seeds_are_told_apart(run: Path):
     scene = [{**image, "kind": "scene"} for image in samples(run) if image["kind"] == "subject"]
     write_json(run / "samples" / "manifest.json", {"images": scene})
-    page = Page(write_report(run))
+    page = Page(report(run))
     assert [image["alt"].split(", ")[1] for image in page.all("img")[2:]] == ["before training", "after training"] * 2
     assert "“a [V] dog”, seed 3" in page.text
     assert "“a [V] dog”, seed 8" in page.text
 
 
 def test_scores(run: Path):
-    assert "Not measured yet." in Page(write_report(run)).text
+    assert "Not measured yet." in Page(report(run)).text
     scores = {"DINO": {"value": 0.61234, "low": 0.58, "high": 0.644, "n": 100}, "PRES": {"value": None, "n": 0}}
     write_json(run / "scores.json", scores)
-    text = Page(write_report(run)).text
+    text = Page(report(run)).text
     assert "metric value interval n DINO 0.612 0.580 to 0.644 100 PRES none 0" in text
     assert "Not measured yet." not in text
 
@@ -411,12 +411,12 @@ def test_scores(run: Path):
 )
 def test_a_file_that_cannot_be_read_is_said(run: Path, name: str, content: str):
     (run / name).write_text(content)
-    assert f"{name} could not be read, so this page does without it." in Page(write_report(run)).text
+    assert f"{name} could not be read, so this page does without it." in Page(report(run)).text
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path):
     with pytest.raises(UserError) as error:
-        write_report(tmp_path)
+        report(tmp_path)
     message = f"{tmp_path} holds no run (no recipe.yaml, no run.json): name the folder of a training run"
     assert str(error.value) == message
 

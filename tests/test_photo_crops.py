@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dreambooth import photos
+from tests.pictures import picture, pixels
+
+
+@pytest.fixture
+def ramp(tmp_path: Path) -> photos.Photo:
+    """A photo whose red is x and whose green is y, with a mask that is white from x = 100 on."""
+    y, x = np.indices((120, 200), dtype=np.uint8)
+    Image.fromarray(np.stack([x, y, np.zeros_like(x)], axis=-1)).save(tmp_path / "ramp.png")
+    Image.fromarray(((x >= 100) * 255).astype(np.uint8)).save(tmp_path / "ramp.mask.png")
+    return photos.usable(photos.read(tmp_path, 64))[0]
+
+
+def square(pixels_HWC: np.ndarray, side: int) -> tuple[float, float, float]:
+    """Left, top and side of the crop of a ramp, from the colours in its centre and near its edges."""
+    red, green = pixels_HWC[side // 2, :, 0].astype(float), pixels_HWC[:, side // 2, 1].astype(float)
+    low, high = side // 4, 3 * side // 4
+    scale = (red[high] - red[low]) / (high - low)
+    assert (green[high] - green[low]) / (high - low) == pytest.approx(scale, abs=0.06)
+    return red[side // 2] - scale * side / 2, green[side // 2] - scale * side / 2, scale * side
+
+
+def test_variant_0_is_the_centre(ramp):
+    reference = Image.open(ramp.path).crop((40, 0, 160, 120)).resize((48, 48), Image.Resampling.LANCZOS)
+    cut = photos.crop(ramp, 48, 0, seed=7)
+    assert (cut.shape, cut.dtype) == ((48, 48, 3), np.uint8)
+    assert np.abs(cut.astype(int) - pixels(reference)).max() <= 1
+    assert np.array_equal(cut, photos.crop(ramp, 48, 0, seed=8))
+
+
+def test_other_variants_are_random_squares_of_the_stated_size(ramp):
+    squares = np.array([square(photos.crop(ramp, 60, variant, seed=0), 60) for variant in range(1, 60)])
+    left, top, side = squares.T
+    assert side.min() >= 0.85 * 120 - 3
+    assert side.max() <= 120 + 3
+    assert side.max() - side.min() > 12
+    assert left.min() > -3
+    assert left.min() < 12
+    assert (left + side).max() < 203
+    assert (left + side).max() > 188
+    assert top.min() > -3
+    assert (top + side).max() < 123
+    assert len({tuple(row) for row in squares}) > 50
+
+
+def test_crops_depend_on_seed_photo_and_variant_alone(ramp):
+    first = photos.crop(ramp, 32, 1, seed=0)
+    assert np.array_equal(first, photos.crop(ramp, 32, 1, seed=0))
+    other = photos.Photo("0" * 32, ramp.path, ramp.size)
+    for different in (photos.crop(ramp, 32, 2, 0), photos.crop(ramp, 32, 1, 1), photos.crop(other, 32, 1, 0)):
+        assert not np.array_equal(first, different)
+
+
+def test_small_photos_are_enlarged(ramp):
+    assert photos.crop(ramp, 300, 0, 0).shape == (300, 300, 3)
+
+
+@pytest.mark.parametrize("variant", range(6))
+def test_the_mask_is_cut_where_the_photo_is(ramp, variant):
+    cut, mask = photos.crop(ramp, 120, variant, 0), photos.crop_mask(ramp, 120, variant, 0)
+    assert (mask.shape, mask.dtype) == ((120, 120), np.uint8)
+    assert np.all(mask[cut[..., 0] >= 102] == 255)
+    assert np.all(mask[cut[..., 0] <= 97] == 0)
+
+
+def test_without_a_mask_there_is_none_to_cut(tmp_path):
+    picture(0).save(tmp_path / "a.png")
+    assert photos.crop_mask(photos.usable(photos.read(tmp_path, 64))[0], 32, 0, 0) is None
+
+
+def test_what_is_transparent_in_a_mask_is_not_the_subject(tmp_path):
+    picture(0).save(tmp_path / "a.png")
+    mask = Image.new("LA", (96, 80), (255, 0))
+    mask.paste((255, 255), (0, 0, 48, 80))
+    mask.save(tmp_path / "a.mask.png")
+    photo = photos.usable(photos.read(tmp_path, 64))[0]
+    cut = photos.crop_mask(photo, 40, 0, 0)
+    assert (cut[20, 2], cut[20, 37]) == (255, 0)
