@@ -15,7 +15,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: install
-	$(BIN)/python -m dreambooth.demo
+	$(BIN)/dreambooth demo
 
 test: install
 	$(BIN)/python -m pytest

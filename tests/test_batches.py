@@ -18,7 +18,7 @@ def items(count: int, name: str) -> list[Item]:
 
 
 def encode(row: Row) -> dict[str, torch.Tensor]:
-    mean = torch.full((4, 2, 2), float(sum(map(ord, row.photo.id))))
+    mean = torch.full((4, 2, 2), 10.0 * sum(map(ord, row.photo.id)))
     return {"mean_CHW": mean, "std_CHW": torch.full((4, 2, 2), 0.5)}
 
 
@@ -73,10 +73,7 @@ def test_a_caption_stays_with_its_photo_under_any_shuffle() -> None:
         for step in range(20):
             batch = draw(plan.slots(step), cache, seed, 0.1)
             for prompt, latent_CHW in zip(batch.prompts, batch.latents_BCHW, strict=True):
-                assert abs(latent_CHW.mean().item() - expected[prompt]) < 2  # std 0.5, and captions differ by 1 at least
-                assert abs(latent_CHW.mean().item() - expected[prompt]) == min(
-                    abs(latent_CHW.mean().item() - value) for value in expected.values()
-                ) or abs(latent_CHW.mean().item() - expected[prompt]) < 1.0
+                assert abs(latent_CHW.mean().item() - expected[prompt]) < 5  # std 0.5; photos lie 10 apart
 
 
 def test_draws_do_not_depend_on_who_asks_for_them() -> None:

@@ -1,4 +1,4 @@
-"""Encoded photos and prompts, found by what they are and never by position: a caption cannot meet another photo's latents."""
+"""Encoded photos and prompts, found by what they are: a caption cannot meet another photo's latents."""
 
 from __future__ import annotations
 

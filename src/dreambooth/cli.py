@@ -9,9 +9,10 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from traceback import extract_tb
 from typing import Annotated, Any, Literal, NoReturn
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 from pydantic import ValidationError
 
 from dreambooth.errors import RunError, UserError
@@ -25,7 +26,9 @@ app = App(
 cache_app = App(name="cache", help="What is kept for reuse: class images.")
 app.command(cache_app)
 
-Json = Annotated[bool, Parameter(negative="", help="Print one JSON document to standard output and nothing else there.")]
+Json = Annotated[
+    bool, Parameter(negative="", help="Print one JSON document to standard output and nothing else there.")
+]
 LogFormat = Annotated[Literal["text", "json"], Parameter(help="Form of the progress on standard error.")]
 ClassNoun = Annotated[str | None, Parameter(name="--class", help="Noun of the subject's class: dog, mug, robot.")]
 
@@ -36,11 +39,15 @@ def train(
     /,
     *,
     class_noun: ClassNoun = None,
-    identifier: Annotated[str | None, Parameter(help="Rare token that will name the subject. Default: one that fits.")] = None,
+    identifier: Annotated[
+        str | None, Parameter(help="Rare token that will name the subject. Default: one that fits.")
+    ] = None,
     out: Annotated[Path | None, Parameter(help="Run folder. Default: runs/PHOTOS-METHOD-IDENTITY.")] = None,
     recipe: Annotated[Path | None, Parameter(help="YAML recipe; flags given override it.")] = None,
-    dry_run: Annotated[bool, Parameter(negative="", help="Print the resolved recipe and the reasons, and stop.")] = False,
-    settings: Annotated[Settings | None, Parameter(name="*")] = None,
+    dry_run: Annotated[
+        bool, Parameter(negative="", help="Print the resolved recipe and the reasons, and stop.")
+    ] = False,
+    settings: Annotated[Settings | None, Parameter(name="*", negative_iterable=())] = None,
     log_format: LogFormat = "text",
     json: Json = False,
 ) -> None:
@@ -49,8 +56,9 @@ def train(
     if dry_run:
         _dry_run(chosen, json)
         return
-    _hush()
     from dreambooth import progress
+
+    progress.hush_libraries()
     from dreambooth.environment import processes
     from dreambooth.training import train as train_run
 
@@ -75,7 +83,9 @@ def train(
 
 @app.command
 def generate(
-    target: Annotated[str, Parameter(help="A run folder, or a base model: a name, hub id, folder or .safetensors file.")],
+    target: Annotated[
+        str, Parameter(help="A run folder, or a base model: a name, hub id, folder or .safetensors file.")
+    ],
     prompts: Annotated[list[str], Parameter(help="Prompts; [V] stands for the run's identifier.")],
     /,
     *,
@@ -87,15 +97,16 @@ def generate(
     sampler: Annotated[str | None, Parameter(help="dpm++, dpm++-sde, ddim, ddpm, euler, euler-a or unipc.")] = None,
     inference_steps: Annotated[int | None, Parameter(help="Denoising steps.")] = None,
     size: Annotated[int | None, Parameter(help="Image side in pixels.")] = None,
-    adapter: Annotated[list[str] | None, Parameter(negative="", help="RUN=0.8: a run's strength, or a further LoRA run.")] = None,
+    adapter: Annotated[
+        list[str] | None, Parameter(negative="", help="RUN=0.8: a run's strength, or a further LoRA run.")
+    ] = None,
     log_format: LogFormat = "text",
     json: Json = False,
 ) -> None:
     """Render prompts from a run, or from an untouched base model."""
-    if count < 1:
-        raise UserError(f"--count {count}: give at least 1")
-    _hush()
     from dreambooth import progress
+
+    progress.hush_libraries()
     from dreambooth.generation import generate as generate_pictures
 
     reporter = progress.for_console(log_format)
@@ -117,7 +128,9 @@ def generate(
     finally:
         reporter.close()
     if json:
-        _print_json({"folder": str(folder), **json_module.loads((folder / "manifest.json").read_text(encoding="utf-8"))})
+        _print_json(
+            {"folder": str(folder), **json_module.loads((folder / "manifest.json").read_text(encoding="utf-8"))}
+        )
     else:
         print(folder / "grid.png")
 
@@ -133,6 +146,8 @@ def check(
     """Say which photos will be used and what is wrong with each."""
     from dreambooth import photos as photos_module
 
+    if resolution < 1:
+        raise UserError(f"--resolution {resolution}: give a side in pixels, such as 512")
     findings = photos_module.read(photos, resolution)
     if json:
         _print_json(photos_module.to_json(findings))
@@ -151,15 +166,18 @@ def prior(
     class_noun: Annotated[str, Parameter(name="--class", help="Noun of the class.")],
     model: Annotated[str | None, Parameter(help="Base model.")] = None,
     count: Annotated[int | None, Parameter(help="Class images. Default: the model's preset.")] = None,
-    out: Annotated[Path | None, Parameter(help="Folder to keep them in. Default: the cache, where runs find them.")] = None,
+    out: Annotated[
+        Path | None, Parameter(help="Folder to keep them in. Default: the cache, where runs find them.")
+    ] = None,
     log_format: LogFormat = "text",
     json: Json = False,
 ) -> None:
     """Make or top up a set of class images for prior preservation."""
     if count is not None and count < 1:
         raise UserError(f"--count {count}: give at least 1")
-    _hush()
     from dreambooth import progress
+
+    progress.hush_libraries()
     from dreambooth.training import make_class_images
 
     reporter = progress.for_console(log_format)
@@ -186,6 +204,35 @@ def models(*, json: Json = False) -> None:
         gate = ", gated" if card.gated else ""
         print(f"{card.name:<12} {card.resolution:>5} px  {card.repository or 'in the package'} ({card.licence}{gate})")
         print(f"{'':<12} {card.note}")
+
+
+@app.command
+def demo(
+    *,
+    out: Annotated[Path, Parameter(help="Run folder.")] = Path("runs/demo"),
+    log_format: LogFormat = "text",
+    json: Json = False,
+) -> None:
+    """Teach the embedded toybox model a bundled subject, and say what was measured. Needs no network."""
+    from dreambooth import progress
+
+    progress.hush_libraries()
+    from dreambooth.demo import demo as run_demo
+
+    reporter = progress.for_console(log_format)
+    try:
+        run, sheet, measured = run_demo(out, reporter)
+    finally:
+        reporter.close()
+    if json:
+        _print_json({"run": str(run.path), "pictures": str(sheet), "measured": [vars(each) for each in measured]})
+        return
+    print("\ndenoising error on pictures that were not trained on (lower is better)")
+    for each in measured:
+        print(f"  {each.what:<48} {each.before:.4f} before  {each.after:.4f} after  {each.after / each.before - 1:+.0%}")
+    print("\n" + "   ".join(f"{name} {seconds:.0f} s" for name, seconds in run.info["times"].items()))
+    print(f"pictures {sheet}\nreport   {run.report}")
+    print(f'next     dreambooth generate {run.path} "a [V] dog in the snow" --count 4')
 
 
 @app.command
@@ -234,28 +281,32 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except (UserError, CycloptsError) as error:
         _fail(_one_line(error), 2)
-    except (RunError, OSError) as error:
+    except (FileExistsError, NotADirectoryError) as error:
+        _fail(f"{error.filename} is a file, where a folder is wanted: give another path", 2)
+    except RunError as error:
         _fail(str(error), 1)
     except KeyboardInterrupt as error:
         # what launched several processes is not known here
         again = "the same command" if "LOCAL_RANK" in os.environ else shlex.join(["dreambooth", *tokens])
         _fail(f"{error or 'stopped'}; go on with: {again}", 130)
+    except Exception as error:  # whatever it is: one line, never a traceback
+        _fail(_unforeseen(error), 1)
     sys.exit(0)
 
 
-def _recipe(photos: Path | None, noun: str | None, identifier: str | None, recipe: Path | None, settings: Settings | None) -> Recipe:
+def _recipe(
+    photos: Path | None, noun: str | None, identifier: str | None, recipe: Path | None, settings: Settings | None
+) -> Recipe:
     """Join the recipe's file with the flags given, which win."""
     values: dict[str, Any] = read_yaml(recipe) if recipe else {}
     if settings is not None:
         values.update({name: getattr(settings, name) for name in settings.model_fields_set})
     subjects = values.get("subjects") or [{}]
     given = {"photos": photos, "class_noun": noun, "identifier": identifier}
-    first = {**subjects[0], **{name: value for name, value in given.items() if value is not None}}
-    if "photos" not in first:
-        raise UserError("no photos given: dreambooth train PHOTOS --class dog")
-    if "class_noun" not in first:
-        raise UserError(f"no class given: dreambooth train {first['photos']} --class dog")
-    return Recipe.of({**values, "subjects": [first, *subjects[1:]]})
+    if isinstance(subjects, list) and isinstance(subjects[0], dict):
+        first = {**subjects[0], **{name: value for name, value in given.items() if value is not None}}
+        subjects = [first, *subjects[1:]]
+    return Recipe.of({**values, "subjects": subjects})
 
 
 def _dry_run(recipe: Recipe, as_json: bool) -> None:
@@ -273,17 +324,6 @@ def _dry_run(recipe: Recipe, as_json: bool) -> None:
         print(f"# warning: {warning}")
 
 
-def _hush() -> None:
-    """Keep the libraries' own bars and warnings off standard error: a reporter speaks there."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
-
-
 def _print_json(value: Any) -> None:
     print(json_module.dumps(value, indent=2, ensure_ascii=False))
 
@@ -292,7 +332,18 @@ def _one_line(error: Exception) -> str:
     cause = error.__cause__
     if isinstance(cause, ValidationError):
         return first_problem(cause)
+    if isinstance(error, UnusedCliTokensError):
+        return f"unexpected argument '{(error.unused_tokens or [''])[0]}': quote what has spaces, or leave it out"
     return " ".join(str(error).split())
+
+
+def _unforeseen(error: Exception) -> str:
+    """Say what went wrong, and where in our own code: that is what a report of it needs."""
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.strerror}: {error.filename}"
+    ours = [frame for frame in extract_tb(error.__traceback__) if frame.filename.startswith(str(Path(__file__).parent))]
+    place = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}"
+    return f"{type(error).__name__} at {place}: {' '.join(str(error).split())}"
 
 
 def _fail(message: str, status: int) -> NoReturn:

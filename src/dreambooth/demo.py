@@ -1,58 +1,74 @@
-"""`make demo`: teach the embedded toybox model a bundled subject, show the pictures, say what was measured."""
+"""`dreambooth demo`: teach the embedded toybox model a bundled subject, show the pictures, say what was measured."""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from PIL import Image
 
-from dreambooth import families, methods, photos, progress
+from dreambooth import families, methods, photos
 from dreambooth.files import atomic
 from dreambooth.heldout import denoising_error
 from dreambooth.images import grid
 from dreambooth.models import resolve
+from dreambooth.progress import Reporter
 from dreambooth.recipe import Recipe
 from dreambooth.run import Run
+from dreambooth.samples import shots
 from dreambooth.toybox import SUBJECTS
 from dreambooth.training import train
 
 SUBJECT = "spotted_dog"
 NOUN = "dog"
+OTHER = "striped_cat"
+OTHER_TEXT = "a cat"
 
 
-def main(out: Path = Path("runs/demo")) -> None:
-    """Train, draw and measure; print where everything is."""
+@dataclass(frozen=True)
+class Measured:
+    """One figure of the demo: what it is of, and its value before and after training."""
+
+    what: str
+    before: float
+    after: float
+
+
+def demo(out: Path, reporter: Reporter) -> tuple[Run, Path, list[Measured]]:
+    """Train, draw and measure.
+
+    Returns:
+        The run, its contact sheet, and what was measured.
+    """
     recipe = Recipe.of({"model": "toybox", "subjects": [{"photos": SUBJECTS / SUBJECT / "photos", "class_noun": NOUN}]})
-    reporter = progress.for_console("text")
-    try:
-        run = train(recipe, out, reporter)
-    finally:
-        reporter.close()
+    run = train(recipe, out, reporter)
     sheet = run.path / "demo.png"
     with atomic(sheet) as temporary:
         contact_sheet(run).save(temporary, format="PNG")
-    print("\ndenoising error on pictures that were not trained on (lower is better):")
-    for what, before, after in measure(run):
-        print(f"  {what:<44} {before:.4f} before, {after:.4f} after ({after / before - 1:+.0%})")
-    print("\n" + "   ".join(f"{name} {seconds:.0f} s" for name, seconds in run.info["times"].items()))
-    print(f"pictures {sheet}\nreport   {run.report}")
-    print(f'next     {Path(".venv/bin/dreambooth")} generate {run.path} "a [V] {NOUN} in the snow" --count 4')
+    return run, sheet, measure(run)
 
 
 def contact_sheet(run: Run) -> Image.Image:
     """Return the photos, "a [V] dog" and "a dog" before and after, and the scenes, on one sheet."""
 
-    def row(pattern: str) -> list[Image.Image]:
-        return [Image.open(path).convert("RGB").resize((128, 128), Image.Resampling.BICUBIC) for path in sorted(run.path.glob(pattern))]
+    def row(paths: Sequence[Path]) -> list[Image.Image]:
+        pictures = [Image.open(path).convert("RGB") for path in paths]
+        return [picture.resize((128, 128), Image.Resampling.BICUBIC) for picture in pictures]
 
+    drawn = [*shots(run.recipe, "before"), *shots(run.recipe, "after")]
+    files: dict[tuple[str, str], list[Path]] = defaultdict(list)
+    for shot in drawn:
+        files[shot.role, shot.kind].append(run.samples / shot.file)
     rows = {
-        "its photos": row("photos/*.jpg"),
-        f"'a [V] {NOUN}' before": row("samples/before-subject-*.png"),
-        f"'a [V] {NOUN}' after": row("samples/after-subject-*.png"),
-        "beach, snow, street, city, painting": row("samples/after-scene-*.png"),
-        f"'a {NOUN}' before": row("samples/before-class-*.png"),
-        f"'a {NOUN}' after": row("samples/after-class-*.png"),
+        "its photos": row(sorted(run.path.glob("photos/*.jpg"))),
+        f"'a [V] {NOUN}' before": row(files["before", "subject"]),
+        f"'a [V] {NOUN}' after": row(files["after", "subject"]),
+        "on the beach, in the snow, on a street, with a city, a painting": row(files["after", "scene"]),
+        f"'a {NOUN}' before": row(files["before", "class"]),
+        f"'a {NOUN}' after": row(files["after", "class"]),
     }
     columns = max(map(len, rows.values()))
     blank = Image.new("RGB", (128, 128), "white")
@@ -60,27 +76,22 @@ def contact_sheet(run: Run) -> Image.Image:
     return grid(cells, columns, list(rows))
 
 
-def measure(run: Run) -> list[tuple[str, float, float]]:
-    """Return what was measured, and its values before and after training.
+def measure(run: Run) -> list[Measured]:
+    """Return the denoising error on pictures that were not trained on.
 
-    The subject's pictures are renders of it in eight other places; the class's are renders of other subjects.
+    The subject's are renders of it in eight other places; the other subject's show whether the rest of the model's
+    world is where it was.
     """
     recipe, source = run.recipe, resolve("toybox")
     assert recipe.resolution is not None
+    side = recipe.resolution
     family = families.get(source.family)
     frozen = family.load(source, torch.float32)
     tuned = methods.get(recipe.method).load(family, source, recipe, run.adapter)
-    unseen = photos.usable(photos.read(SUBJECTS / SUBJECT / "truth", recipe.resolution))
-    others = photos.usable(photos.read(SUBJECTS / "striped_cat" / "truth", recipe.resolution))
     named = f"a {run.info['identifier']} {NOUN}"
-    return [
-        (what, *(denoising_error(pipe, family, pictures, text, recipe.resolution) for pipe in (frozen, tuned)))
-        for what, pictures, text in (
-            (f"the subject in other places, '{named}'", unseen, named),
-            ("another subject, 'a cat'", others, "a cat"),
-        )
-    ]
-
-
-if __name__ == "__main__":
-    main()
+    measured = []
+    for what, name, text in (("the subject in other places", SUBJECT, named), ("another subject", OTHER, OTHER_TEXT)):
+        pictures = photos.usable(photos.read(SUBJECTS / name / "truth", side))
+        before, after = (denoising_error(pipe, family, pictures, text, side) for pipe in (frozen, tuned))
+        measured.append(Measured(f"{what}, as '{text}'", before, after))
+    return measured

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-
-from accelerate import PartialState
 from diffusers import DiffusionPipeline
 
-from dreambooth import families, methods, presets, prompts
+from dreambooth import environment, families, methods, presets, prompts, sampling
 from dreambooth.errors import UserError
 from dreambooth.files import atomic, write_json
 from dreambooth.images import grid, save_png
@@ -35,6 +34,7 @@ class Loaded:
         identifiers: What `[V]`, `[V2]`, ... stand for.
         adapters: Path, strength and hash of each adapter.
         defaults: How it draws when nothing else is said.
+        stride: Image sides must be a multiple of this many pixels.
     """
 
     pipe: DiffusionPipeline
@@ -42,6 +42,24 @@ class Loaded:
     identifiers: tuple[str, ...]
     adapters: list[dict[str, Any]]
     defaults: Sampling
+    stride: int
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture to draw.
+
+    Attributes:
+        file: Name of its file.
+        prompt: The prompt as given.
+        text: What the model is given.
+        seed: Seed of its noise.
+    """
+
+    file: str
+    prompt: str
+    text: str
+    seed: int
 
 
 def generate(
@@ -66,7 +84,7 @@ def generate(
         texts: Prompts; `[V]` stands for the run's identifier.
         count: Pictures of each prompt, with seeds `seed`, `seed + 1`, ...
         seed: The first seed.
-        out: Folder to write. Default: `images/N` in the run, or `images/NAME` here for a base model.
+        out: Folder to write. Default: the next `images/N` in the run, or `images/NAME/N` here for a base model.
         negative: Negative prompt.
         guidance: Guidance scale.
         sampler: A name of `sampling.SAMPLERS`.
@@ -79,31 +97,31 @@ def generate(
         The folder.
 
     Raises:
-        UserError: There is no such run, model, sampler or identifier.
+        UserError: There is no such run, model, sampler or identifier; a prompt is too long; other files lie there.
     """
     reporter = reporter or Silent()
-    if not texts:
-        raise UserError("no prompt given: add one such as 'a [V] dog in the snow'")
+    own = {"sampler": sampler, "steps": inference_steps, "guidance": guidance, "size": size, "negative": negative}
+    _check_numbers(count=count, seed=seed, inference_steps=inference_steps, guidance=guidance)
+    folder = Path(out) if out else _next_folder(target)
+    _check_folder(folder)
     loaded = load(target, adapters)
-    sampling = _override(loaded.defaults, sampler=sampler, steps=inference_steps, guidance=guidance, size=size, negative=negative)
-    _check_size(sampling.size, loaded.pipe)
-    folder = Path(out) if out else _default_folder(target)
-    wanted = [(text, prompts.fill(text, loaded.identifiers), seed + k) for text in texts for k in range(count)]
+    settings = _override(loaded.defaults, **own)
+    _check_settings(settings, loaded)
+    wanted = _pictures(texts, range(seed, seed + count), loaded)
+    folder.mkdir(parents=True, exist_ok=True)
     reporter.stage("pictures", len(wanted))
-    pictures, entries = [], []
-    generators = [image_generator(each) for _, _, each in wanted]
-    for (text, filled, each), image in zip(
-        wanted, draw(loaded.pipe, [filled for _, filled, _ in wanted], generators, sampling), strict=True
-    ):
-        name = f"{texts.index(text):02d}-{_slug(text)}-{each}.png"
-        with atomic(folder / name) as temporary:
-            save_png(image, temporary, {"prompt": filled, "seed": str(each), "model": loaded.name})
-        pictures.append(image)
-        entries.append({"file": name, "prompt": text, "text": filled, "seed": each})
+    drawn = []
+    generators = [image_generator(picture.seed) for picture in wanted]
+    images = draw(loaded.pipe, [picture.text for picture in wanted], generators, settings)
+    for picture, image in zip(wanted, images, strict=True):
+        with atomic(folder / picture.file) as temporary:
+            save_png(image, temporary, {"prompt": picture.text, "seed": str(picture.seed), "model": loaded.name})
+        drawn.append(image)
         reporter.advance()
     with atomic(folder / "grid.png") as temporary:
-        grid(pictures, columns=count, labels=list(texts)).save(temporary, format="PNG")
-    write_json(folder / "manifest.json", {"model": loaded.name, "adapters": loaded.adapters, **asdict(sampling), "images": entries})
+        grid(drawn, columns=count, labels=list(texts)).save(temporary, format="PNG")
+    made = {"model": loaded.name, "adapters": loaded.adapters, **asdict(settings)}
+    write_json(folder / "manifest.json", {**made, "images": [asdict(picture) for picture in wanted]})
     return folder
 
 
@@ -123,43 +141,64 @@ def load(target: str | Path, adapters: Sequence[str] = ()) -> Loaded:
             strengths["subject"] = loaded.adapters[0]["strength"] = strength
             continue
         run = Run.open(path)
+        _require_finished(run)
         _require(run.recipe.method == "lora", f"{path} is not a LoRA run: only LoRA runs can be added")
         name = f"extra{index}"
-        loaded.pipe.load_lora_weights(run.adapter, adapter_name=name)
+        _add(loaded.pipe, run, name)
         strengths[name] = strength
         loaded.adapters.append(_adapter_entry(run, strength))
         identifiers += run.info["identifiers"]
     if strengths:
         loaded.pipe.set_adapters(list(strengths), list(strengths.values()))
-    return Loaded(loaded.pipe, loaded.name, tuple(identifiers), loaded.adapters, loaded.defaults)
+    return replace(loaded, identifiers=tuple(identifiers))
+
+
+def _add(pipe: DiffusionPipeline, run: Run, name: str) -> None:
+    try:
+        pipe.load_lora_weights(run.adapter, adapter_name=name)
+    except RuntimeError as error:  # weights of other shapes
+        base = run.info["model"]["name"]
+        raise UserError(f"{run.path} does not fit this model: it was trained on {base}, add it to that") from error
+
+
+def _require_finished(run: Run) -> None:
+    mend = f"dreambooth train --recipe {run.path / 'recipe.yaml'} --out {run.path}"
+    _require(run.finished_steps is not None, f"{run.path} is not finished: go on with: {mend}")
 
 
 def _load_run(run: Run) -> Loaded:
     info, recipe = run.info, run.recipe
-    if not run.adapter.is_dir():
-        raise UserError(f"{run.path} has no adapter yet: give its `dreambooth train` command again to finish it")
+    _require_finished(run)
     assert recipe.model is not None
     source = resolve(recipe.model, recipe.revision)
     _require(
         source.identity == info["model"]["identity"],
-        f"the base model {recipe.model} has changed since {run.path} was trained on it: give the model it was trained on",
+        f"the base model {recipe.model} is not the one that {run.path} was trained on: put that one back",
     )
-    pipe = methods.get(recipe.method).load(families.get(source.family), source, recipe, run.adapter)
+    family = families.get(source.family)
+    pipe = methods.get(recipe.method).load(family, source, recipe, run.adapter)
     defaults = _defaults(source)
-    own = {"sampler": recipe.sampler, "steps": recipe.inference_steps, "guidance": recipe.guidance, "size": recipe.resolution}
+    own = {
+        "sampler": recipe.sampler,
+        "steps": recipe.inference_steps,
+        "guidance": recipe.guidance,
+        "size": recipe.resolution,
+    }
     entry = _adapter_entry(run, 1.0)
-    return Loaded(_ready(pipe), str(run.path), tuple(info["identifiers"]), [entry], _override(defaults, **own))
+    names = tuple(info["identifiers"])
+    return Loaded(_ready(pipe), str(run.path), names, [entry], _override(defaults, **own), family.STRIDE)
 
 
 def _load_base(name: str) -> Loaded:
     source = resolve(name)
-    device = PartialState().device
-    pipe = families.get(source.family).load(source, DTYPES["bf16" if device.type == "cuda" else "fp32"])
-    return Loaded(_ready(pipe), name, (), [], _defaults(source))
+    device = environment.processes().device
+    family = families.get(source.family)
+    pipe = family.load(source, DTYPES["bf16" if device.type == "cuda" else "fp32"])
+    return Loaded(_ready(pipe), name, (), [], _defaults(source), family.STRIDE)
 
 
 def _ready(pipe: DiffusionPipeline) -> DiffusionPipeline:
-    return pipe.to(PartialState().device)
+    return pipe.to(environment.processes().device)
 
 
 def _defaults(source: Source) -> Sampling:
@@ -171,17 +210,47 @@ def _override(sampling: Sampling, **values: Any) -> Sampling:
     return Sampling(**{**asdict(sampling), **{name: value for name, value in values.items() if value is not None}})
 
 
-def _check_size(size: int, pipe: DiffusionPipeline) -> None:
-    stride = pipe.vae_scale_factor
+def _check_numbers(**values: float | None) -> None:
+    least = {"count": 1, "seed": 0, "inference_steps": 1, "guidance": 0}
+    for name, value in values.items():
+        flag = "--" + name.replace("_", "-")
+        _require(value is None or value >= least[name], f"{flag} {value}: give at least {least[name]}")
+
+
+def _check_folder(folder: Path) -> None:
+    """Pictures go into an empty folder, or over earlier ones."""
+    _require(folder.is_dir() or not folder.exists(), f"{folder} is a file: choose another --out")
+    there = [file.name for file in folder.iterdir()] if folder.is_dir() else []
+    ours = not there or {"grid.png", "manifest.json"} <= set(there)
+    _require(ours, f"{folder} holds other files than pictures made by this command: choose another --out")
+
+
+def _check_settings(settings: Sampling, loaded: Loaded) -> None:
+    sampling.require(settings.sampler)
+    stride, size = loaded.stride, settings.size
     _require(size > 0 and size % stride == 0, f"--size {size} does not fit this model: give a multiple of {stride}")
+    prompts.require_fits("the negative prompt", settings.negative, prompts.tokenizers(loaded.pipe))
+
+
+def _pictures(texts: Sequence[str], seeds: Sequence[int], loaded: Loaded) -> list[Picture]:
+    _require(bool(texts), "no prompt given: add one such as 'a [V] dog in the snow'")
+    pictures = []
+    for index, prompt in enumerate(texts):
+        text = prompts.fill(prompt, loaded.identifiers)
+        prompts.require_fits("the prompt", text, prompts.tokenizers(loaded.pipe))
+        name = f"{index:02d}-{_slug(prompt)}"
+        pictures += [Picture(f"{name}-{seed}.png", prompt, text, seed) for seed in seeds]
+    return pictures
 
 
 def _parse_adapter(text: str) -> tuple[str, float]:
     path, _, strength = text.partition("=")
     try:
-        return path, float(strength or 1.0)
+        value = float(strength or 1.0)
     except ValueError:
-        raise UserError(f"--adapter {text}: '{strength}' is no number; write RUN=0.8") from None
+        value = math.nan
+    _require(math.isfinite(value), f"--adapter {text}: '{strength}' is no strength: write RUN=0.8")
+    return path, value
 
 
 def _adapter_entry(run: Run, strength: float) -> dict[str, Any]:
@@ -191,11 +260,11 @@ def _adapter_entry(run: Run, strength: float) -> dict[str, Any]:
     return {"path": str(run.path), "kind": run.recipe.method, "strength": strength, "sha256": digest.hexdigest()}
 
 
-def _default_folder(target: str | Path) -> Path:
-    if not Run(target).exists:
-        return Path("images") / _slug(Path(target).name)
-    folder = Run(target).path / "images"
-    return folder / f"{len(list(folder.glob('*'))) + 1:03d}"
+def _next_folder(target: str | Path) -> Path:
+    run = Run(target)
+    folder = run.path / "images" if run.exists else Path("images") / _slug(Path(target).name)
+    numbers = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
+    return folder / f"{max(numbers, default=0) + 1:03d}"
 
 
 def _slug(text: str) -> str:

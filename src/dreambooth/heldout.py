@@ -17,7 +17,9 @@ LEVELS = 16
 
 
 @torch.no_grad()
-def denoising_error(pipe: DiffusionPipeline, family: Family, pictures: Sequence[Photo], prompt: str, resolution: int) -> float:
+def denoising_error(
+    pipe: DiffusionPipeline, family: Family, pictures: Sequence[Photo], prompt: str, resolution: int
+) -> float:
     """Return the mean loss of Ruiz et al. 2023, eq. (1), on `pictures` under `prompt`.
 
     The times (evenly spaced over the training distribution) and the noise are fixed by picture, so that two models,

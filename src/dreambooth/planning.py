@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from dreambooth import environment, identifiers, photos, presets, prompts
+from dreambooth import environment, families, identifiers, photos, presets, prior, prompts, samples, sampling
 from dreambooth.errors import UserError
 from dreambooth.models import Source, choose_for_device, native_resolution, resolve
 from dreambooth.photos import Finding, Photo
@@ -24,6 +26,7 @@ class Plans:
         reasons: Why each value that was filled in is what it is.
         source: The base model.
         findings: For each subject what its folder holds.
+        class_images: For each subject the real class images to use; empty where they are generated.
         warnings: Lines the user should read.
     """
 
@@ -31,6 +34,7 @@ class Plans:
     reasons: dict[str, str]
     source: Source
     findings: list[list[Finding]]
+    class_images: list[list[Photo]]
     warnings: list[str]
 
 
@@ -48,36 +52,42 @@ def make_plans(recipe: Recipe) -> Plans:
     source = resolve(recipe.model, recipe.revision)
     native = native_resolution(source)
     filled, derived = presets.fill(recipe, source, native, environment.processes().device.type)
+    _check_settings(filled, families.get(source.family).STRIDE)
+    filled = _located(filled, source)
     assert filled.resolution is not None
     findings = [photos.read(subject.photos, filled.resolution) for subject in filled.subjects]
-    warnings = [f"{finding.file}: {problem.message}" for found in findings for finding in found for problem in finding.problems]
+    class_images = _real_class_images(filled)
+    warnings = [
+        f"{entry.file}: {problem.message}" for found in findings for entry in found for problem in entry.problems
+    ]
     warnings += [problem.message for found in findings for problem in photos.warnings(found)]
-    return Plans(filled, {**reasons, **derived}, source, findings, warnings)
+    return Plans(filled, {**reasons, **derived}, source, findings, class_images, warnings)
+
+
+def content(pictures: Sequence[Photo]) -> list[list[str]]:
+    """Return what each photo is to a run: the hash of its file, its caption, and the hash of its mask."""
+    return [[photo.id, photo.caption or "", _digest(photo.mask_path)] for photo in pictures]
 
 
 def identify(recipe: Recipe, pipe: DiffusionPipeline, pictures: Sequence[Sequence[Photo]]) -> Recipe:
-    """Choose or check each subject's identifier, and check that every caption fits the tokenizers."""
-    tokenizers = [part for name, part in pipe.components.items() if name.startswith("tokenizer") and part is not None]
+    """Choose or check each subject's identifier, and check that every prompt of the run fits the tokenizers."""
+    readers = prompts.tokenizers(pipe)
     subjects: list[Subject] = []
     for subject in recipe.subjects:
-        _check_length(subject.class_noun, prompts.class_prompt(subject.class_noun), tokenizers)
+        # an identifier is one token, as "x" is
+        prompts.require_fits("the class noun in", prompts.fill(prompts.label(subject.class_noun), ["x"]), readers)
         if subject.identifier is None:
-            subject = subject.model_copy(update={"identifier": identifiers.choose(subject.class_noun, tokenizers)})
+            subject = subject.model_copy(update={"identifier": identifiers.choose(subject.class_noun, readers)})
         elif "identifier" not in recipe.allow:
-            identifiers.require(subject.identifier, subject.class_noun, tokenizers)
+            identifiers.require(subject.identifier, subject.class_noun, readers)
         subjects.append(subject)
     named = recipe.model_copy(update={"subjects": tuple(subjects)})
     for index, pool in enumerate(pictures):
         for photo in pool:
-            _check_length(f"the caption of {photo.path.name}", caption(named, index, photo), tokenizers)
+            prompts.require_fits(f"the caption of {photo.path.name},", caption(named, index, photo), readers)
+    for shot in samples.shots(named, "after") if named.samples else []:
+        prompts.require_fits("the prompt", shot.text, readers)
     return named
-
-
-def _check_length(what: str, text: str, tokenizers: Sequence[Any]) -> None:
-    for tokenizer in tokenizers:
-        length, limit = len(tokenizer(text, truncation=False).input_ids), tokenizer.model_max_length
-        if length > limit:
-            raise UserError(f"{what} is too long: '{text[:60]}...' takes {length} tokens, the model {limit}: shorten it")
 
 
 def caption(recipe: Recipe, index: int, photo: Photo) -> str:
@@ -86,3 +96,42 @@ def caption(recipe: Recipe, index: int, photo: Photo) -> str:
     if photo.caption:
         return prompts.fill(photo.caption, names)
     return prompts.fill(prompts.label(recipe.subjects[index].class_noun), [names[index]])
+
+
+def _check_settings(recipe: Recipe, stride: int) -> None:
+    assert recipe.resolution
+    assert recipe.sampler
+    if recipe.resolution % stride:
+        near = recipe.resolution // stride * stride
+        raise UserError(
+            f"--resolution {recipe.resolution} does not fit this model: give a multiple of {stride}, such as {near}"
+        )
+    sampling.require(recipe.sampler)
+    images = recipe.batch_size * (2 if recipe.prior_weight else 1)
+    if recipe.accumulation > images:
+        raise UserError(
+            f"--accumulation {recipe.accumulation} splits a step of {images} image{'s' if images > 1 else ''}: "
+            f"give {images} or less, or a larger --batch-size"
+        )
+
+
+def _located(recipe: Recipe, source: Source) -> Recipe:
+    """Make the recipe's paths absolute, so that it can be given from anywhere."""
+    subjects = [each.model_copy(update={"photos": each.photos.expanduser().absolute()}) for each in recipe.subjects]
+    values: dict[str, Any] = {"subjects": tuple(subjects)}
+    if source.card is None and source.identity.startswith("sha256:"):
+        values["model"] = str(source.path.absolute())
+    if recipe.prior_images:
+        values["prior_images"] = recipe.prior_images.expanduser().absolute()
+    return recipe.model_copy(update=values)
+
+
+def _real_class_images(recipe: Recipe) -> list[list[Photo]]:
+    if recipe.prior_images is None or recipe.prior_weight == 0:
+        return []
+    assert recipe.resolution is not None
+    return [prior.real(recipe.prior_images, subject.class_noun, recipe.resolution) for subject in recipe.subjects]
+
+
+def _digest(path: Path | None) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path else ""

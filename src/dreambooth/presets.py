@@ -25,18 +25,34 @@ class Preset:
 
 SAMPLING: dict[str, Preset] = {
     "toybox": Preset(
-        {"prior_count": 100, "prior_steps": 25, "prior_guidance": 3.0, "inference_steps": 20, "guidance": 4.0, "sampler": "dpm++"},
+        {
+            "prior_count": 100,
+            "prior_steps": 25,
+            "prior_guidance": 3.0,
+            "inference_steps": 20,
+            "guidance": 4.0,
+            "sampler": "dpm++",
+        },
         "measured on the toybox",
     ),
     "sd": Preset(
-        {"prior_count": 200, "prior_steps": 50, "prior_guidance": 7.5, "inference_steps": 25, "guidance": 7.5, "sampler": "dpm++"},
+        {
+            "prior_count": 200,
+            "prior_steps": 50,
+            "prior_guidance": 7.5,
+            "inference_steps": 25,
+            "guidance": 7.5,
+            "sampler": "dpm++",
+        },
         "diffusers' DreamBooth README (200 class images, guidance 7.5); OFT's evaluation (DPM-Solver++, 25 steps)",
     ),
 }
 
 TRAINING: dict[tuple[str, str], Preset] = {
     ("toybox", "lora"): Preset({"steps": 300, "learning_rate": 1e-3, "rank": 16}, "measured on the toybox"),
-    ("toybox", "full"): Preset({"steps": 300, "learning_rate": 1e-4, "text_encoder_learning_rate": 2e-5}, "measured on the toybox"),
+    ("toybox", "full"): Preset(
+        {"steps": 300, "learning_rate": 1e-4, "text_encoder_learning_rate": 2e-5}, "measured on the toybox"
+    ),
     ("sd", "lora"): Preset(
         {"steps": 500, "learning_rate": 1e-4, "rank": 4, "text_encoder_learning_rate": 1e-5},
         "diffusers examples/dreambooth/README.md, LoRA; text-encoder rate from kohya docs/sdxl_train_network.md",
@@ -107,10 +123,12 @@ def _refuse(recipe: Recipe, chosen: str, accelerator: str) -> None:
     if recipe.method == "lora" and rate < floor and "learning-rate" not in recipe.allow:
         preset = TRAINING[chosen, "lora"].values["learning_rate"]
         raise UserError(
-            f"--learning-rate {rate:g} is a rate of full fine-tuning: a LoRA would learn nothing at it; leave it out for {preset:g}",
+            f"--learning-rate {rate:g} is a rate of full fine-tuning, at which a LoRA would learn nothing: "
+            f"leave it out for {preset:g}",
             allow="learning-rate",
         )
     if recipe.precision == "fp16" and accelerator == "cpu":
         raise UserError("--precision fp16 does not work on a CPU: use fp32 or bf16")
-    if recipe.method == "full" and recipe.rank is not None:
-        raise UserError("--rank is a setting of a LoRA: leave it out, or use --method lora")
+    for name in ("rank", "alpha"):
+        if recipe.method == "full" and getattr(recipe, name) is not None:
+            raise UserError(f"--{name} is a setting of a LoRA: leave it out, or use --method lora")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -49,7 +50,8 @@ class Identity:
     def name(self) -> str:
         """Folder name: readable, and unique."""
         digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
-        return f"{'-'.join(self.prompt.split()[1:])}-{digest[:12]}"
+        noun = re.sub(r"\W+", "-", self.prompt.split(maxsplit=1)[1])[:40]
+        return f"{noun}-{digest[:12]}"
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,9 @@ def plan(
         folder: Where to keep the set. Default: the user's cache, by identity.
 
     Raises:
-        UserError: The folder holds something else.
+        UserError: The folder holds something else, or the class noun is too long.
     """
+    prompts.require_fits("the class noun in", prompts.class_prompt(class_noun), prompts.tokenizers(pipe))
     assert recipe.prior_steps
     assert recipe.prior_guidance is not None
     assert recipe.resolution
@@ -182,8 +185,10 @@ def real(folder: Path, class_noun: str, resolution: int) -> list[Photo]:
     """Read a folder of real class images.
 
     Raises:
-        UserError: There is no readable image in it, or it holds generated images of another class.
+        UserError: It has no readable image, or holds generated images of another class.
     """
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}: give a folder of real class images as --prior-images")
     manifest = folder / "manifest.json"
     if manifest.is_file():
         made_for = json.loads(manifest.read_text(encoding="utf-8")).get("prompt")

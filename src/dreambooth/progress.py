@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from dataclasses import asdict, dataclass
 from typing import IO, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 
 @dataclass(frozen=True)
@@ -141,7 +150,8 @@ class Lines:
         if now - self._last >= self._every or step.step == self._total:
             self._last = now
             left = (self._total - step.step) * step.seconds
-            self._write(f"step {step.step}/{self._total} loss {step.loss:.4f} {step.images_per_second:.1f} images/s {left:.0f} s left")
+            speed = f"{step.images_per_second:.1f} images/s {left:.0f} s left"
+            self._write(f"step {step.step}/{self._total} loss {step.loss:.4f} {speed}")
 
     def say(self, message: str) -> None:
         """Print the line."""
@@ -190,3 +200,14 @@ def for_console(log_format: str, quiet: bool = False) -> Reporter:
     if log_format == "json":
         return JsonLines(sys.stderr)
     return Bar() if sys.stderr.isatty() else Lines(sys.stderr)
+
+
+def hush_libraries() -> None:
+    """Keep the libraries' own bars and warnings off standard error: a reporter speaks there."""
+    os.environ["TRANSFORMERS_VERBOSITY"] = os.environ["DIFFUSERS_VERBOSITY"] = "error"  # while they are imported
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()

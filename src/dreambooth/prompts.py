@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from dreambooth.errors import UserError
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+    from transformers import PreTrainedTokenizerBase
 
 PLACEHOLDER = re.compile(r"\[V(\d*)\]")
 
@@ -48,8 +53,35 @@ def fill(template: str, identifiers: Sequence[str]) -> str:
     def replace(match: re.Match[str]) -> str:
         index = int(match[1] or 1) - 1
         if not 0 <= index < len(identifiers):
-            known = f"{len(identifiers)} identifier(s)" if identifiers else "no identifier: it was not trained on a subject"
-            raise UserError(f"prompt '{template}' asks for {match[0]}, but this model has {known}")
+            known = [f"[V{k}]" if k > 1 else "[V]" for k in range(1, len(identifiers) + 1)]
+            mend = (
+                f"write {' or '.join(known)}" if known else "leave it out, or give a run: a base model has no subject"
+            )
+            raise UserError(f"prompt '{template}' asks for {match[0]}, which is not there: {mend}")
         return identifiers[index]
 
     return PLACEHOLDER.sub(replace, template)
+
+
+def tokenizers(pipe: DiffusionPipeline) -> list[PreTrainedTokenizerBase]:
+    """Return all tokenizers that read a pipeline's prompts."""
+    return [part for name, part in pipe.components.items() if name.startswith("tokenizer") and part is not None]
+
+
+def require_fits(what: str, text: str, tokenizers: Sequence[PreTrainedTokenizerBase]) -> None:
+    """Refuse a text that a tokenizer would cut.
+
+    Raises:
+        UserError: It is too long; the message names what would be lost.
+    """
+    for tokenizer in tokenizers:
+        limit = tokenizer.model_max_length
+        ids = tokenizer(text, verbose=False).input_ids
+        if len(ids) > limit:
+            lost = _shortened(tokenizer.decode(ids[limit - 1 : -1]))
+            tokens = f"has {len(ids)} tokens, {limit} fit"
+            raise UserError(f"{what} '{_shortened(text)}' {tokens}: shorten it, '{lost}' would be lost")
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."

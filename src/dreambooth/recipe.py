@@ -14,6 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from dreambooth.errors import UserError
 
+Refusal = Literal["identifier", "learning-rate"]
+"""Names of the refusals that `--allow` overrides."""
+
 
 def _aside(description: str, **limits: Any) -> Any:
     """A setting that does not change the trained weights, and so is no part of a run's identity."""
@@ -25,9 +28,9 @@ class Subject(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    photos: Path = Field(description="Folder of photos, with captions (NN.txt) and masks (NN.mask.png) beside them if wanted.")
+    photos: Path = Field(description="Folder of photos; captions (NN.txt) and masks (NN.mask.png) may lie beside them.")
     class_noun: str = Field(description="Coarse noun of the subject's class: dog, mug, robot.")
-    identifier: str | None = Field(None, description="Rare token that will name the subject. Default: the first rare one that fits.")
+    identifier: str | None = Field(None, description="Rare token that will name the subject. Default: one that fits.")
 
     @field_validator("class_noun")
     @classmethod
@@ -44,7 +47,9 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: Annotated[str | None, _aside("Base model: a name from `dreambooth models`, a hub id, a folder or a .safetensors file.")] = None
+    model: Annotated[
+        str | None, _aside("Base model: a name from `dreambooth models`, hub id, folder or .safetensors.")
+    ] = None
     revision: Annotated[str | None, _aside("Commit, tag or branch of a hub model.")] = None
     method: Literal["lora", "full"] = Field("lora", description="Train a LoRA adapter or the whole denoiser.")
     steps: int | None = Field(None, ge=1, description="Optimiser steps.")
@@ -52,39 +57,45 @@ class Settings(BaseModel):
     schedule: Literal["constant", "cosine"] = Field("constant", description="Learning rate after the warm-up.")
     warmup: int = Field(0, ge=0, description="Steps of linear warm-up.")
     batch_size: int = Field(1, ge=1, description="Photos an optimiser step; as many class images join them.")
-    accumulation: Annotated[int, _aside("Forward passes that an optimiser step is split over: less memory, same result.", ge=1)] = 1
+    accumulation: Annotated[int, _aside("Forward passes a step is split over: less memory, same result.", ge=1)] = 1
     rank: int | None = Field(None, ge=1, description="Rank of the LoRA.")
-    alpha: float | None = Field(None, gt=0, description="LoRA alpha; the adapter is scaled by alpha / rank. Default: the rank.")
-    targets: Literal["attention", "wide"] = Field("attention", description="Layers that get a LoRA: attention, or convolutions and feed-forward too.")
+    alpha: float | None = Field(None, gt=0, description="The LoRA is scaled by alpha / rank. Default: the rank.")
+    targets: Literal["attention", "wide"] = Field(
+        "attention", description="Layers that get a LoRA: attention, or convolutions and feed-forward too."
+    )
     train_text_encoder: bool = Field(False, description="Train the text encoder too, by the same method.")
     text_encoder_learning_rate: float | None = Field(None, gt=0, description="Peak learning rate of the text encoder.")
-    prior_weight: float = Field(1.0, ge=0, description="Lambda of the prior-preservation loss; 0 trains without class images.")
+    prior_weight: float = Field(1.0, ge=0, description="Lambda of the prior-preservation loss; 0: no class images.")
     prior_count: int | None = Field(None, ge=1, description="Class images.")
     prior_images: Path | None = Field(None, description="Folder of real class images to use instead of generated ones.")
     prior_steps: int | None = Field(None, ge=1, description="Sampling steps of a class image.")
     prior_guidance: float | None = Field(None, ge=0, description="Guidance scale of a class image.")
-    min_snr: float | None = Field(None, gt=0, description="Gamma of min-SNR loss weighting; off by default. Not for flow models.")
+    min_snr: float | None = Field(None, gt=0, description="Gamma of min-SNR loss weighting; off by default.")
     resolution: int | None = Field(None, ge=16, description="Side of the square training images in pixels.")
     crops: int = Field(0, ge=0, description="Random crops of each photo beside the centre crop.")
     flip: bool = Field(False, description="Also learn each photo mirrored.")
-    background_weight: float = Field(0.1, ge=0, le=1, description="Weight of the background in photos that have a mask.")
+    background_weight: float = Field(0.1, ge=0, le=1, description="Weight of the background in photos with a mask.")
     weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay.")
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW decay of the first moment.")
     beta2: float = Field(0.999, ge=0, lt=1, description="AdamW decay of the second moment.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
-    precision: Literal["fp32", "bf16", "fp16"] | None = Field(None, description="Arithmetic of the forward pass; trained weights stay fp32.")
+    precision: Literal["fp32", "bf16", "fp16"] | None = Field(
+        None, description="Arithmetic of the forward pass; trained weights stay fp32."
+    )
     seed: int = Field(0, ge=0, description="Seed of every random draw.")
-    gradient_checkpointing: Annotated[bool, _aside("Recompute activations in the backward pass: less memory, slower.")] = False
+    gradient_checkpointing: Annotated[bool, _aside("Recompute activations in the backward pass: saves memory.")] = False
     cache: Annotated[bool, _aside("Encode photos and prompts once instead of at every step.")] = True
-    save_every: Annotated[int | None, _aside("Steps between checkpoints. Default: a quarter of the run, at most 500.", ge=1)] = None
+    save_every: Annotated[
+        int | None, _aside("Steps between checkpoints. Default: a quarter of all, at most 500.", ge=1)
+    ] = None
     keep: Annotated[int, _aside("Checkpoints kept.", ge=1)] = 2
-    log_every: Annotated[int, _aside("Steps between two readings of the losses from the device.", ge=1)] = 10
+    log_every: Annotated[int, _aside("Steps between two readings of the losses.", ge=1)] = 10
     scenes: Annotated[tuple[str, ...] | None, _aside("Prompts of the run's own pictures. Default: five scenes.")] = None
-    samples: Annotated[int, _aside("Pictures of '[V] class' and of 'class' before and after, for the report; 0 for none.", ge=0)] = 4
+    samples: Annotated[int, _aside("Pictures of '[V] class' and of 'class', before and after; 0: none.", ge=0)] = 4
     sampler: Annotated[str | None, _aside("Sampler of the run's pictures.")] = None
     inference_steps: Annotated[int | None, _aside("Sampling steps of the run's pictures.", ge=1)] = None
     guidance: Annotated[float | None, _aside("Guidance scale of the run's pictures.", ge=0)] = None
-    allow: Annotated[tuple[str, ...], _aside("Refusals to override, by the name that the refusal gives.")] = ()
+    allow: Annotated[tuple[Refusal, ...], _aside("Refusals to override, by the name that the refusal gives.")] = ()
 
 
 class Recipe(Settings):
@@ -128,6 +139,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"no recipe at {path}: give the path of a YAML file") from None
+    except OSError as error:
+        raise UserError(f"cannot read the recipe {path} ({error.strerror}): give the path of a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
@@ -136,34 +149,40 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def first_problem(error: ValidationError) -> str:
-    """Say the first problem of a failed validation in one line, with the nearest name for an unknown one."""
-    problem = error.errors()[0]
-    name = ".".join(str(part) for part in problem["loc"])
-    flag = "--" + name.replace("_", "-")
+    """Say the first problem of a failed validation in one line: of all, an unknown name, with the nearest known one."""
+    problems = error.errors()
+    problem = next((each for each in problems if each["type"] == "extra_forbidden"), problems[0])
+    *parents, last = problem["loc"]
     if problem["type"] == "extra_forbidden":
-        known = [*Recipe.model_fields, *Subject.model_fields]
-        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
-        return f"unknown setting '{name}'" + (f": did you mean '{near[0]}'?" if near else "; `dreambooth train --help` lists them")
+        near = difflib.get_close_matches(str(last), (Subject if parents else Recipe).model_fields, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else "`dreambooth train --help` lists them"
+        return f"unknown setting '{last}': {hint}"
     if problem["type"] == "missing":
-        return f"the recipe has no '{name}'"
+        what = "class" if last == "class_noun" else "photos"
+        return f"no {what} given: dreambooth train PHOTOS --class dog"
     if problem["type"] == "value_error":
         return str(problem["ctx"]["error"])
-    return f"{flag} {problem['input']}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+    name = ".".join(map(str, problem["loc"])) if parents else "--" + str(last).replace("_", "-")
+    return f"{name} {problem['input']}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
 
 
-def identity(recipe: Recipe, model_identity: str, photo_ids: Sequence[Sequence[str]]) -> str:
+def counted(recipe: Recipe) -> dict[str, Any]:
+    """Return the settings that a run's identity counts: no paths, no logging, no steps on a constant schedule."""
+    aside = {name for name, field in Recipe.model_fields.items() if _is_aside(field.json_schema_extra)}
+    aside |= {"subjects", "prior_images"} | ({"steps"} if recipe.schedule == "constant" else set())
+    subjects = [subject.model_dump(mode="json", exclude={"photos"}) for subject in recipe.subjects]
+    return {"subjects": subjects, **recipe.model_dump(mode="json", exclude=aside)}
+
+
+def identity(recipe: Recipe, model_identity: str, pictures: Sequence[Sequence[Sequence[str]]]) -> str:
     """Return the identity of a run: a hash of what changes its result, and of nothing else.
 
     Args:
-        recipe: The resolved recipe. Paths, logging, and, on a constant schedule, the number of steps do not count.
+        recipe: The resolved recipe.
         model_identity: Identity of the base model's weights.
-        photo_ids: For each subject the content ids of its photos.
+        pictures: What each photo of each subject is, and each real class image.
     """
-    aside = {name for name, field in Recipe.model_fields.items() if _is_aside(field.json_schema_extra)}
-    aside |= {"subjects", "prior_images"} | ({"steps"} if recipe.schedule == "constant" else set())
-    values = recipe.model_dump(mode="json", exclude=aside)
-    subjects = [subject.model_dump(mode="json", exclude={"photos"}) for subject in recipe.subjects]
-    text = json.dumps([values, subjects, model_identity, photo_ids], sort_keys=True)
+    text = json.dumps([counted(recipe), model_identity, pictures], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -17,7 +17,7 @@ import filelock
 from dreambooth.errors import UserError
 from dreambooth.files import disk_errors, sweep, write_json, write_text
 from dreambooth.progress import Step
-from dreambooth.recipe import Recipe
+from dreambooth.recipe import Recipe, counted
 
 
 class Run:
@@ -92,17 +92,32 @@ class Run:
         info = self.info
         return int(info["steps"]) if info["finished"] else None
 
+    def require_own(self, recipe: Recipe, identity: str) -> None:
+        """Refuse a folder that this run cannot be written to.
+
+        Raises:
+            UserError: It holds other files, another recipe's run, or more steps of this one than the recipe has.
+        """
+        self._require_folder()
+        if not self.exists:
+            return
+        if self.info["identity"] != identity:
+            what = self._difference(recipe)
+            raise UserError(f"{self.path} holds another run ({what}): choose another --out or remove it")
+        states = [int(state.name) for state in self.checkpoints.glob("*") if state.name.isdigit()]
+        done = max(states, default=0)
+        if self.finished_steps is None and done > (recipe.steps or 0):
+            raise UserError(f"{self.path} has been trained for {done} steps already: give --steps {done} or more")
+
     def begin(self, recipe: Recipe, info: dict[str, Any], environment: dict[str, Any]) -> None:
         """Write the run's description. Given again for the same run, it keeps what was recorded before.
 
         Raises:
             UserError: The folder holds another recipe's run.
         """
+        self.require_own(recipe, info["identity"])
         if self.exists:
             before = self.info
-            if before["identity"] != info["identity"]:
-                what = self._difference(recipe)
-                raise UserError(f"{self.path} holds another run ({what}): choose another --out or remove it")
             info = {**info, "created": before["created"], "times": before["times"], "warnings": before["warnings"]}
         self.path.mkdir(parents=True, exist_ok=True)
         sweep(self.path)
@@ -124,8 +139,7 @@ class Run:
         Raises:
             UserError: Another process writes it, or the folder holds other files than a run's.
         """
-        if not self.exists and self.path.is_dir() and any(map(_is_foreign, self.path.iterdir())):
-            raise UserError(f"{self.path} holds other files and no run: choose another --out")
+        self._require_folder()
         self.path.mkdir(parents=True, exist_ok=True)
         owner = self.path / "run.lock.json"
         lock = filelock.FileLock(self.path / "run.lock", timeout=0)
@@ -155,16 +169,29 @@ class Run:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
         write_text(path, "".join(lines[:step]))
 
+    def _require_folder(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file: choose another --out")
+        if not self.exists and self.path.is_dir() and any(map(_is_foreign, self.path.iterdir())):
+            raise UserError(f"{self.path} holds other files and no run: choose another --out")
+
     def _difference(self, recipe: Recipe) -> str:
-        old, new = self.recipe.model_dump(mode="json"), recipe.model_dump(mode="json")
-        names = [name for name in new if old.get(name) != new[name] and name not in ("subjects", "steps")]
-        shown = [f"{name}: {old.get(name)} there, {new[name]} here" for name in names]
-        return "; ".join(shown[:3]) or "other photos, class or base model"
+        old, new = _flat(self.recipe), _flat(recipe)
+        differ = [name for name in new if old.get(name) != new[name]]
+        shown = [f"{name}: {old.get(name)} there, {new[name]} here" for name in differ]
+        return "; ".join(shown[:3]) or "other photos or another base model"
 
 
 def now() -> str:
     """Return the time as ISO 8601 in UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _flat(recipe: Recipe) -> dict[str, Any]:
+    """Return what the identity counts, with the first subject's settings beside the others."""
+    settings = counted(recipe)
+    first, *others = settings.pop("subjects")
+    return {**first, "further subjects": others, **settings}
 
 
 def _is_foreign(file: Path) -> bool:

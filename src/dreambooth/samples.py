@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import cast
 
 import torch
 from diffusers import DiffusionPipeline
@@ -67,8 +68,9 @@ def shots(recipe: Recipe, role: str) -> list[Shot]:
 
 def settings(recipe: Recipe) -> Sampling:
     """Return how a recipe's pictures are drawn."""
-    assert recipe.sampler and recipe.inference_steps and recipe.guidance is not None and recipe.resolution
-    return Sampling(recipe.sampler, recipe.inference_steps, recipe.guidance, recipe.resolution)
+    values = (recipe.sampler, recipe.inference_steps, recipe.guidance, recipe.resolution)
+    assert None not in values, "presets.fill leaves none open"
+    return Sampling(*cast(tuple[str, int, float, int], values))
 
 
 def draw_before(run: Run, pipe: DiffusionPipeline, recipe: Recipe, reporter: Reporter) -> None:

@@ -45,14 +45,18 @@ class Sampling:
     negative: str = ""
 
 
-def scheduler(pipe: DiffusionPipeline, name: str) -> Any:
-    """Return the scheduler for a sampler's name on the pipeline's own noise schedule.
+def require(name: str) -> None:
+    """Refuse a sampler that there is not.
 
     Raises:
-        UserError: There is no such sampler.
+        UserError: It is no name of `SAMPLERS`.
     """
     if name not in SAMPLERS:
         raise UserError(f"no sampler '{name}': choose from {', '.join(SAMPLERS)}")
+
+
+def scheduler(pipe: DiffusionPipeline, name: str) -> Any:
+    """Return the scheduler for the name of a sampler on the pipeline's own noise schedule."""
     kind, changes = SAMPLERS[name]
     return getattr(diffusers, kind).from_config(pipe.scheduler.config, **changes)
 
@@ -63,7 +67,11 @@ def batch_size(size: int) -> int:
 
 
 def draw(
-    pipe: DiffusionPipeline, texts: Sequence[str], generators: Sequence[torch.Generator], sampling: Sampling, stochastic: Any = None
+    pipe: DiffusionPipeline,
+    texts: Sequence[str],
+    generators: Sequence[torch.Generator],
+    sampling: Sampling,
+    stochastic: Any = None,
 ) -> Iterator[Image.Image]:
     """Draw one image for each text with its generator, in batches whose bounds depend on the image size alone.
 

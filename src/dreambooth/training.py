@@ -36,7 +36,7 @@ from dreambooth.files import atomic_folder
 from dreambooth.methods import Group, Method
 from dreambooth.models import choose_for_device, native_resolution, resolve
 from dreambooth.photos import Photo
-from dreambooth.planning import Plans, caption, identify, make_plans
+from dreambooth.planning import Plans, caption, content, identify, make_plans
 from dreambooth.precision import storage_dtype
 from dreambooth.progress import Reporter, Silent, Step
 from dreambooth.recipe import Recipe, identity
@@ -160,6 +160,7 @@ def _begin(plans: Plans, out: Path | None, reporter: Reporter) -> Job:
     )
     if out is None:
         job.run = Run(Path("runs") / f"{recipe.subjects[0].photos.resolve().name}-{recipe.method}-{_identity(job)[:8]}")
+    job.run.require_own(recipe, _identity(job))
     for warning in plans.warnings:
         job.reporter.say(f"warning: {warning}")
     for name, reason in plans.reasons.items():
@@ -170,8 +171,8 @@ def _begin(plans: Plans, out: Path | None, reporter: Reporter) -> Job:
 
 
 def _identity(job: Job) -> str:
-    ids = [[f"{photo.id} {photo.caption or ''}" for photo in pool] for pool in job.photos]
-    return identity(job.recipe, job.plans.source.identity, ids)
+    pictures = [content(pool) for pool in [*job.photos, *job.plans.class_images]]
+    return identity(job.recipe, job.plans.source.identity, pictures)
 
 
 def _is_finished(job: Job) -> bool:
@@ -235,13 +236,11 @@ def _class_images(job: Job) -> list[list[Photo]]:
     recipe = job.recipe
     if recipe.prior_weight == 0:
         return [[] for _ in recipe.subjects]
+    if job.plans.class_images:
+        return job.plans.class_images
     found = []
     with job.timed("class images"):
         for subject in recipe.subjects:
-            if recipe.prior_images:
-                assert recipe.resolution is not None
-                found.append(prior.real(recipe.prior_images, subject.class_noun, recipe.resolution))
-                continue
             wanted = prior.plan(job.pipe, job.family, job.plans.source, recipe, subject.class_noun)
             with _main_holds(job, prior.turn(wanted, job.reporter)):
                 rank, world = job.accelerator.process_index, job.accelerator.num_processes
@@ -279,7 +278,6 @@ def _caches(
     recipe = job.recipe
     assert recipe.resolution is not None
     side = recipe.resolution
-    job.pipe.vae.to(torch.float32)  # once, instead of at every encoding
     latents: Memo[Row, dict[str, Tensor]] = Memo(
         lambda row: encode_photo(job.pipe, job.family, row, side, recipe.seed), recipe.cache
     )

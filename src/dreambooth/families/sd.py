@@ -70,13 +70,14 @@ def process(pipe: DiffusionPipeline) -> Ddpm:
 def encode_images(pipe: DiffusionPipeline, pixels_BCHW: Tensor) -> dict[str, Tensor]:
     """Encode float pixels in [-1, 1] to `mean_BCHW` and `std_BCHW` of the scaled latents, in float32.
 
-    The autoencoder computes in float32 whatever its weights are kept in: half precision costs it accuracy.
+    Args:
+        pipe: The pipeline. Its autoencoder is left in float32: half precision costs it accuracy.
+        pixels_BCHW: float32 pixels.
     """
     vae = pipe.vae
-    kept = vae.dtype
-    vae.to(torch.float32)
-    posterior = vae.encode(pixels_BCHW.to(vae.device, torch.float32)).latent_dist
-    vae.to(kept)
+    if vae.dtype != torch.float32:
+        vae.to(torch.float32)
+    posterior = vae.encode(pixels_BCHW.to(vae.device)).latent_dist
     scale = vae.config.scaling_factor
     return {"mean_BCHW": posterior.mean * scale, "std_BCHW": posterior.std * scale}
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.loaders.peft import PeftAdapterMixin
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
@@ -24,10 +26,12 @@ def attach(pipe: DiffusionPipeline, family: Family, recipe: Recipe) -> list[Grou
     for name, module in trained_components(pipe, family, recipe).items():
         is_denoiser = module is family.denoiser(pipe)
         targets = family.LORA_TARGETS[recipe.targets] if is_denoiser else family.TEXT_LORA_TARGETS
-        config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=list(targets), init_lora_weights="gaussian")
+        config = LoraConfig(
+            r=recipe.rank, lora_alpha=recipe.alpha, target_modules=list(targets), init_lora_weights="gaussian"
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
-            module.add_adapter(config)
+            cast(PeftAdapterMixin, module).add_adapter(config)
         cast_training_params(module, torch.float32)
         trained = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
         groups.append(Group(name, trained, rate(recipe, family, pipe, module)))
@@ -39,7 +43,8 @@ def save(pipe: DiffusionPipeline, family: Family, source: Source, recipe: Recipe
 
     Readers disagree about where alpha is kept; with the scale folded in, alpha = rank is true for all of them.
     """
-    assert recipe.rank is not None and recipe.alpha is not None, "presets.fill leaves neither open"
+    assert recipe.rank is not None, "presets.fill leaves it open for full fine-tuning alone"
+    assert recipe.alpha is not None, "presets.fill leaves it open for full fine-tuning alone"
     scale = recipe.alpha / recipe.rank
     layers = {
         f"{name}_lora_layers": _layers(module, scale, is_text=module is not family.denoiser(pipe))

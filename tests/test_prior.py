@@ -1,0 +1,144 @@
+"""Class images: from frozen weights, the same set however it comes about, and never another set by mistake."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDPMScheduler, DiffusionPipeline
+from PIL import Image
+
+from dreambooth import families, prior
+from dreambooth.errors import UserError
+from dreambooth.families import Family
+from dreambooth.models import Source, resolve
+from dreambooth.progress import Silent
+from tests.test_loop import recipe_for
+
+
+@pytest.fixture
+def frozen(tiny_sd: Path) -> tuple[DiffusionPipeline, Family, Source]:
+    source = resolve(str(tiny_sd))
+    family = families.get(source.family)
+    return family.load(source, torch.float32), family, source
+
+
+def make(frozen: tuple[DiffusionPipeline, Family, Source], folder: Path | None, count: int = 30, **values: object) -> prior.ClassImages:
+    pipe, family, source = frozen
+    recipe = recipe_for(source.path, prior_count=count, prior_steps=2, prior_guidance=2.0, **values)
+    images = prior.plan(pipe, family, source, recipe, "dog", folder)
+    prior.make(pipe, family, images, Silent())
+    return images
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.png"))}
+
+
+def test_the_model_is_not_changed_by_drawing(frozen: tuple[DiffusionPipeline, Family, Source], tmp_path: Path) -> None:
+    pipe = frozen[0]
+    before = {name: value.clone() for name, value in pipe.unet.state_dict().items()}
+    scheduler = pipe.scheduler
+    make(frozen, tmp_path)
+    assert all(torch.equal(before[name], value) for name, value in pipe.unet.state_dict().items())
+    assert pipe.scheduler is scheduler
+
+
+def test_topped_up_interrupted_and_split_sets_are_the_same_as_one_made_at_once(
+    frozen: tuple[DiffusionPipeline, Family, Source], tmp_path: Path
+) -> None:
+    at_once = make(frozen, tmp_path / "once")
+    topped = make(frozen, tmp_path / "topped", count=1)
+    assert len(hashes(topped.folder)) == 25, "batches are drawn whole"
+    make(frozen, tmp_path / "topped")
+    assert hashes(tmp_path / "topped") == hashes(at_once.folder)
+
+    for lost in (3, 17, 26):
+        at_once.path(lost).unlink()
+    make(frozen, tmp_path / "once")
+    assert hashes(tmp_path / "once") == hashes(tmp_path / "topped")
+
+    pipe, family, source = frozen
+    recipe = recipe_for(source.path, prior_count=30, prior_steps=2, prior_guidance=2.0)
+    split = prior.plan(pipe, family, source, recipe, "dog", tmp_path / "split")
+    missing = split.missing
+    for rank in (1, 0):  # each process decides before the others draw
+        parts = prior.ClassImages(split.folder, split.identity, split.count)
+        assert parts.missing[: len(missing)]
+        prior.make(pipe, family, parts, Silent(), rank if rank == 1 else 0, 2 if rank == 1 else 1)
+    assert hashes(tmp_path / "split") == hashes(tmp_path / "topped")
+
+
+def test_images_are_png_with_a_manifest_that_is_their_identity(
+    frozen: tuple[DiffusionPipeline, Family, Source], tmp_path: Path
+) -> None:
+    images = make(frozen, tmp_path / "set")
+    manifest = json.loads((tmp_path / "set" / "manifest.json").read_text())
+    assert manifest["prompt"] == "a dog"
+    assert manifest["model"] == frozen[2].identity
+    assert manifest["sampler"] == "EulerAncestralDiscreteScheduler"
+    assert {"steps", "guidance", "size", "seed", "dtype", "batch"} <= set(manifest)
+    with Image.open(images.path(0)) as image:
+        assert image.format == "PNG"
+        assert image.size == (32, 32)
+    assert len(set(hashes(tmp_path / "set").values())) == len(hashes(tmp_path / "set")), "every image has its own seed"
+    assert [photo.id for photo in images.photos()] == [f"{images.identity.name}/{k}" for k in range(30)]
+
+
+@pytest.mark.parametrize("changed", [{"prior_steps": 3}, {"prior_guidance": 3.0}, {"resolution": 64}, {"precision": "bf16"}])
+def test_any_change_is_another_set_and_another_set_is_refused(
+    changed: dict[str, object], frozen: tuple[DiffusionPipeline, Family, Source], tmp_path: Path
+) -> None:
+    pipe, family, source = frozen
+    base = {"prior_count": 1, "prior_steps": 2, "prior_guidance": 2.0}
+    first = prior.plan(pipe, family, source, recipe_for(source.path, **base), "dog", tmp_path)
+    with pytest.raises(UserError, match=r"holds other class images \(\w+ .* there, .* asked\)"):
+        prior.plan(pipe, family, source, recipe_for(source.path, **{**base, **changed}), "dog", tmp_path)
+    other = prior.plan(pipe, family, source, recipe_for(source.path, **{**base, **changed}), "dog")
+    assert other.identity.name != first.identity.name
+    with pytest.raises(UserError, match="holds other class images"):
+        prior.plan(pipe, family, source, recipe_for(source.path, **base), "cat", tmp_path)
+
+
+def test_a_folder_with_other_files_is_refused(frozen: tuple[DiffusionPipeline, Family, Source], tmp_path: Path) -> None:
+    (tmp_path / "holiday.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match="no manifest of class images: choose an empty folder"):
+        make(frozen, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
+
+
+def test_the_seed_of_the_run_does_not_matter_to_the_set(frozen: tuple[DiffusionPipeline, Family, Source]) -> None:
+    pipe, family, source = frozen
+    names = {
+        prior.plan(
+            pipe, family, source, recipe_for(source.path, seed=seed, prior_count=1, prior_steps=2, prior_guidance=1.0), "dog"
+        ).identity.name
+        for seed in (0, 1)
+    }
+    assert len(names) == 1
+
+
+def test_the_sampler_is_ancestral(frozen: tuple[DiffusionPipeline, Family, Source]) -> None:
+    """Its second step is not decided by its first: fresh noise enters, as in the paper's ancestral sampling."""
+    pipe, family, _ = frozen
+    scheduler = family.class_sampler(pipe)
+    assert torch.equal(scheduler.alphas_cumprod, DDPMScheduler.from_config(pipe.scheduler.config).alphas_cumprod)
+    outcomes = []
+    for seed in (0, 1):
+        scheduler.set_timesteps(4)
+        noisy, predicted = torch.ones(1, 4, 2, 2), torch.ones(1, 4, 2, 2) * 0.3
+        generator = torch.Generator().manual_seed(seed)
+        outcomes.append(scheduler.step(predicted, scheduler.timesteps[0], noisy, generator=generator).prev_sample)
+    assert not torch.equal(*outcomes)
+
+
+def test_real_class_images_are_read_and_generated_ones_of_another_class_refused(tmp_path: Path) -> None:
+    for index in range(3):
+        Image.effect_noise((64, 64), 60 + 40 * index).convert("RGB").save(tmp_path / f"{index}.png")
+    assert len(prior.real(tmp_path, "dog", 32)) == 3
+    (tmp_path / "manifest.json").write_text(json.dumps({"prompt": "a cat"}))
+    with pytest.raises(UserError, match="holds class images of 'a cat', not of 'a dog'"):
+        prior.real(tmp_path, "dog", 32)
