@@ -71,7 +71,7 @@ def wait_until(reached: Callable[[], bool], is_running: Callable[[], bool], seco
     while not reached():
         assert is_running(), "it ended before it could be stopped"
         assert time.monotonic() < deadline, f"not reached in {seconds} s"
-        time.sleep(0.001)
+        time.sleep(0.005)
 
 
 def start(
@@ -123,10 +123,10 @@ def make_photos(folder: Path) -> Path:
     return folder
 
 
-def arguments(photos: Path, model: Path, out: Path, *more: str) -> list[str | Path]:
+def arguments(photos: Path, model: Path, out: Path, *more: str, steps: int = STEPS) -> list[str | Path]:
     """Return a small `train` command that tells every step."""
     known = ["--class", "dog", "--identifier", "ohwx", "--allow", "identifier", "--samples", "0"]
-    length = ["--steps", str(STEPS), "--save-every", str(SAVE_EVERY), "--log-every", "1", "--learning-rate", "1e-3"]
+    length = ["--steps", str(steps), "--save-every", str(SAVE_EVERY), "--log-every", "1", "--learning-rate", "1e-4"]
     prior = [] if "--prior-count" in more else ["--prior-count", "2"]
     return ["train", photos, "--model", model, "--out", out, *known, *length, *prior, "--prior-steps", "2", *more]
 

@@ -76,7 +76,9 @@ def test_a_fresh_lora_leaves_the_output_unchanged(tiny_sd: Path) -> None:
 
 
 @pytest.mark.parametrize(("method", "values"), CASES)
-def test_trained_weights_are_float32_and_the_rest_is_frozen(method: str, values: dict[str, object], tiny_sd: Path) -> None:
+def test_trained_weights_are_float32_and_the_rest_is_frozen(
+    method: str, values: dict[str, object], tiny_sd: Path
+) -> None:
     family = families.get("sd")
     pipe = family.load(resolve(str(tiny_sd)), torch.bfloat16)
     recipe = recipe_for(tiny_sd, method=method, precision="bf16", **values)

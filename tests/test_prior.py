@@ -26,7 +26,9 @@ def frozen(tiny_sd: Path) -> tuple[DiffusionPipeline, Family, Source]:
     return family.load(source, torch.float32), family, source
 
 
-def make(frozen: tuple[DiffusionPipeline, Family, Source], folder: Path | None, count: int = 30, **values: object) -> prior.ClassImages:
+def make(
+    frozen: tuple[DiffusionPipeline, Family, Source], folder: Path | None, count: int = 30, **values: object
+) -> prior.ClassImages:
     pipe, family, source = frozen
     recipe = recipe_for(source.path, prior_count=count, prior_steps=2, prior_guidance=2.0, **values)
     images = prior.plan(pipe, family, source, recipe, "dog", folder)
@@ -88,7 +90,9 @@ def test_images_are_png_with_a_manifest_that_is_their_identity(
     assert [photo.id for photo in images.photos()] == [f"{images.identity.name}/{k}" for k in range(30)]
 
 
-@pytest.mark.parametrize("changed", [{"prior_steps": 3}, {"prior_guidance": 3.0}, {"resolution": 64}, {"precision": "bf16"}])
+@pytest.mark.parametrize(
+    "changed", [{"prior_steps": 3}, {"prior_guidance": 3.0}, {"resolution": 64}, {"precision": "bf16"}]
+)
 def test_any_change_is_another_set_and_another_set_is_refused(
     changed: dict[str, object], frozen: tuple[DiffusionPipeline, Family, Source], tmp_path: Path
 ) -> None:
@@ -114,7 +118,11 @@ def test_the_seed_of_the_run_does_not_matter_to_the_set(frozen: tuple[DiffusionP
     pipe, family, source = frozen
     names = {
         prior.plan(
-            pipe, family, source, recipe_for(source.path, seed=seed, prior_count=1, prior_steps=2, prior_guidance=1.0), "dog"
+            pipe,
+            family,
+            source,
+            recipe_for(source.path, seed=seed, prior_count=1, prior_steps=2, prior_guidance=1.0),
+            "dog",
         ).identity.name
         for seed in (0, 1)
     }

@@ -22,6 +22,7 @@ app = App(
     name="dreambooth",
     help="Teach a text-to-image model your subject from 3-5 photos, render it anywhere, and measure how well it did.",
     version=lambda: metadata.version("dreambooth"),
+    suppress_keyboard_interrupt=False,
 )
 cache_app = App(name="cache", help="What is kept for reuse: class images.")
 app.command(cache_app)
@@ -227,9 +228,9 @@ def demo(
     if json:
         _print_json({"run": str(run.path), "pictures": str(sheet), "measured": [vars(each) for each in measured]})
         return
-    print("\ndenoising error on pictures that were not trained on (lower is better)")
+    print("\ncolours that pictures share with the photos")
     for each in measured:
-        print(f"  {each.what:<48} {each.before:.4f} before  {each.after:.4f} after  {each.after / each.before - 1:+.0%}")
+        print(f"  '{each.what}'".ljust(16) + f"{each.before:.0%} before training, {each.after:.0%} after")
     print("\n" + "   ".join(f"{name} {seconds:.0f} s" for name, seconds in run.info["times"].items()))
     print(f"pictures {sheet}\nreport   {run.report}")
     print(f'next     dreambooth generate {run.path} "a [V] dog in the snow" --count 4')

@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
-from dreambooth import families, methods, photos
 from dreambooth.files import atomic
-from dreambooth.heldout import denoising_error
 from dreambooth.images import grid
-from dreambooth.models import resolve
 from dreambooth.progress import Reporter
 from dreambooth.recipe import Recipe
 from dreambooth.run import Run
@@ -24,8 +22,7 @@ from dreambooth.training import train
 
 SUBJECT = "spotted_dog"
 NOUN = "dog"
-OTHER = "striped_cat"
-OTHER_TEXT = "a cat"
+ROLES = ("before", "after")
 
 
 @dataclass(frozen=True)
@@ -77,21 +74,30 @@ def contact_sheet(run: Run) -> Image.Image:
 
 
 def measure(run: Run) -> list[Measured]:
-    """Return the denoising error on pictures that were not trained on.
-
-    The subject's are renders of it in eight other places; the other subject's show whether the rest of the model's
-    world is where it was.
-    """
-    recipe, source = run.recipe, resolve("toybox")
-    assert recipe.resolution is not None
-    side = recipe.resolution
-    family = families.get(source.family)
-    frozen = family.load(source, torch.float32)
-    tuned = methods.get(recipe.method).load(family, source, recipe, run.adapter)
-    named = f"a {run.info['identifier']} {NOUN}"
+    """Return how many colours the run's pictures share with the photos, before and after training."""
+    given = [Image.open(path) for path in sorted(run.path.glob("photos/*.jpg"))]
+    texts = {"subject": f"a [V] {NOUN}", "class": f"a {NOUN}"}
     measured = []
-    for what, name, text in (("the subject in other places", SUBJECT, named), ("another subject", OTHER, OTHER_TEXT)):
-        pictures = photos.usable(photos.read(SUBJECTS / name / "truth", side))
-        before, after = (denoising_error(pipe, family, pictures, text, side) for pipe in (frozen, tuned))
-        measured.append(Measured(f"{what}, as '{text}'", before, after))
+    for kind, text in texts.items():
+        overlaps = []
+        for role in ROLES:
+            files = [run.samples / shot.file for shot in shots(run.recipe, role) if shot.kind == kind]
+            overlaps.append(colour_overlap([Image.open(file) for file in files], given))
+        measured.append(Measured(text, *overlaps))
     return measured
+
+
+def colour_overlap(drawn: Sequence[Image.Image], given: Sequence[Image.Image]) -> float:
+    """Return the share of pixels whose colours two sets of pictures have in common, 0..1, over all pairs.
+
+    The intersection of histograms with 4 x 4 x 4 bins (Swain and Ballard 1991, Color Indexing). It sees no shapes:
+    it is what can be said of a 64-px picture without a network that judges it.
+    """
+    ours, theirs = _histograms(drawn), _histograms(given)
+    return float(np.minimum(ours[:, None], theirs[None]).sum(-1).mean())
+
+
+def _histograms(pictures: Sequence[Image.Image]) -> npt.NDArray[np.float64]:
+    small = [np.asarray(each.convert("RGB").resize((64, 64)), np.int64) // 64 for each in pictures]
+    counts = [np.bincount((pixels @ (16, 4, 1)).ravel(), minlength=64) for pixels in small]
+    return np.stack(counts) / small[0][..., 0].size

@@ -158,7 +158,9 @@ def read(pending: Sequence[Pending], began: float, loop: Loop) -> list[Step]:
     seconds = (pending[-1].ended - began) / len(pending)
     done = []
     for entry, (subject, prior), norm in zip(pending, parts, norms, strict=True):
-        if not math.isfinite(subject + prior):
+        # a gradient that is not finite has spoilt the weights, unless fp16's scaler has skipped the step
+        spoilt = loop.accelerator.scaler is None and not math.isfinite(norm)
+        if spoilt or not math.isfinite(subject + prior):
             advice = "lower --learning-rate, or use --precision fp32"
             raise RunError(f"the loss is not finite at step {entry.step}: {advice}")
         shown = prior / loop.plan.prior_weight if loop.plan.prior else None

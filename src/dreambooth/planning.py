@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
@@ -14,7 +13,7 @@ from dreambooth import environment, families, identifiers, photos, presets, prio
 from dreambooth.errors import UserError
 from dreambooth.models import Source, choose_for_device, native_resolution, resolve
 from dreambooth.photos import Finding, Photo
-from dreambooth.recipe import Recipe, Subject
+from dreambooth.recipe import Recipe, Subject, identity
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,11 @@ class Plans:
     findings: list[list[Finding]]
     class_images: list[list[Photo]]
     warnings: list[str]
+
+    def identity(self, recipe: Recipe) -> str:
+        """Return the identity of the run of `recipe`, which is this one with its identifiers."""
+        pools = [*map(photos.usable, self.findings), *self.class_images]
+        return identity(recipe, self.source.identity, [_content(pool) for pool in pools])
 
 
 def make_plans(recipe: Recipe) -> Plans:
@@ -64,11 +68,6 @@ def make_plans(recipe: Recipe) -> Plans:
     return Plans(filled, {**reasons, **derived}, source, findings, class_images, warnings)
 
 
-def content(pictures: Sequence[Photo]) -> list[list[str]]:
-    """Return what each photo is to a run: the hash of its file, its caption, and the hash of its mask."""
-    return [[photo.id, photo.caption or "", _digest(photo.mask_path)] for photo in pictures]
-
-
 def identify(recipe: Recipe, pipe: DiffusionPipeline, pictures: Sequence[Sequence[Photo]]) -> Recipe:
     """Choose or check each subject's identifier, and check that every prompt of the run fits the tokenizers."""
     readers = prompts.tokenizers(pipe)
@@ -77,7 +76,9 @@ def identify(recipe: Recipe, pipe: DiffusionPipeline, pictures: Sequence[Sequenc
         # an identifier is one token, as "x" is
         prompts.require_fits("the class noun in", prompts.fill(prompts.label(subject.class_noun), ["x"]), readers)
         if subject.identifier is None:
-            subject = subject.model_copy(update={"identifier": identifiers.choose(subject.class_noun, readers)})
+            taken = [each.identifier for each in (*recipe.subjects, *subjects) if each.identifier]
+            chosen = identifiers.choose(subject.class_noun, readers, taken)
+            subject = subject.model_copy(update={"identifier": chosen})
         elif "identifier" not in recipe.allow:
             identifiers.require(subject.identifier, subject.class_noun, readers)
         subjects.append(subject)
@@ -133,5 +134,7 @@ def _real_class_images(recipe: Recipe) -> list[list[Photo]]:
     return [prior.real(recipe.prior_images, subject.class_noun, recipe.resolution) for subject in recipe.subjects]
 
 
-def _digest(path: Path | None) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path else ""
+def _content(pictures: Sequence[Photo]) -> list[list[str]]:
+    """Return what each photo is to a run: the hash of its file, its caption, and the hash of its mask."""
+    masks = [hashlib.sha256(photo.mask_path.read_bytes()).hexdigest() if photo.mask_path else "" for photo in pictures]
+    return [[photo.id, photo.caption or "", mask] for photo, mask in zip(pictures, masks, strict=True)]

@@ -18,6 +18,10 @@ Refusal = Literal["identifier", "learning-rate"]
 """Names of the refusals that `--allow` overrides."""
 
 
+SHAPES = {"tuple_type": "give a list", "model_type": "give 'photos: FOLDER' and 'class_noun: NOUN'"}
+"""What to say of a value in YAML that is no list or no mapping."""
+
+
 def _aside(description: str, **limits: Any) -> Any:
     """A setting that does not change the trained weights, and so is no part of a run's identity."""
     return Field(description=description, json_schema_extra={"identity": False}, **limits)
@@ -162,8 +166,10 @@ def first_problem(error: ValidationError) -> str:
         return f"no {what} given: dreambooth train PHOTOS --class dog"
     if problem["type"] == "value_error":
         return str(problem["ctx"]["error"])
-    name = ".".join(map(str, problem["loc"])) if parents else "--" + str(last).replace("_", "-")
-    return f"{name} {problem['input']}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+    setting = str(problem["loc"][0])
+    name = ".".join(map(str, problem["loc"])) if setting == "subjects" else "--" + setting.replace("_", "-")
+    mend = SHAPES.get(problem["type"]) or problem["msg"][:1].lower() + problem["msg"][1:]
+    return f"{name} {problem['input']}: {mend}"
 
 
 def counted(recipe: Recipe) -> dict[str, Any]:

@@ -36,10 +36,10 @@ from dreambooth.files import atomic_folder
 from dreambooth.methods import Group, Method
 from dreambooth.models import choose_for_device, native_resolution, resolve
 from dreambooth.photos import Photo
-from dreambooth.planning import Plans, caption, content, identify, make_plans
+from dreambooth.planning import Plans, caption, identify, make_plans
 from dreambooth.precision import storage_dtype
 from dreambooth.progress import Reporter, Silent, Step
-from dreambooth.recipe import Recipe, identity
+from dreambooth.recipe import Recipe
 from dreambooth.reporting import report
 from dreambooth.run import Run, now
 
@@ -158,9 +158,10 @@ def _begin(plans: Plans, out: Path | None, reporter: Reporter) -> Job:
         Run(out or "runs"),
         pictures,
     )
+    identity = plans.identity(recipe)
     if out is None:
-        job.run = Run(Path("runs") / f"{recipe.subjects[0].photos.resolve().name}-{recipe.method}-{_identity(job)[:8]}")
-    job.run.require_own(recipe, _identity(job))
+        job.run = Run(Path("runs") / f"{recipe.subjects[0].photos.resolve().name}-{recipe.method}-{identity[:8]}")
+    job.run.require_own(recipe, identity)
     for warning in plans.warnings:
         job.reporter.say(f"warning: {warning}")
     for name, reason in plans.reasons.items():
@@ -170,14 +171,9 @@ def _begin(plans: Plans, out: Path | None, reporter: Reporter) -> Job:
     return job
 
 
-def _identity(job: Job) -> str:
-    pictures = [content(pool) for pool in [*job.photos, *job.plans.class_images]]
-    return identity(job.recipe, job.plans.source.identity, pictures)
-
-
 def _is_finished(job: Job) -> bool:
     """Whether the run folder holds this very run, done to at least as many steps."""
-    if not job.run.exists or job.run.info["identity"] != _identity(job):
+    if not job.run.exists or job.run.info["identity"] != job.plans.identity(job.recipe):
         return False
     return (job.run.finished_steps or 0) >= (job.recipe.steps or 0)
 
@@ -198,7 +194,7 @@ def _describe(job: Job) -> None:
     subject, source = job.recipe.subjects[0], job.plans.source
     described = environment.describe(job.accelerator.device, job.accelerator.num_processes)
     info = {
-        "identity": _identity(job),
+        "identity": job.plans.identity(job.recipe),
         "model": {"name": source.name, "family": source.family, "identity": source.identity},
         "photos": [{"id": p.id, "file": p.path.name, "caption": p.caption} for pool in job.photos for p in pool],
         "identifier": subject.identifier,

@@ -1,0 +1,166 @@
+"""Two processes (gloo, on the CPU) train what one does, whatever each of them holds; and end together."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+
+from dreambooth import environment
+from tests import commands
+from tests.commands import (
+    ENVIRONMENT,
+    SAVE_EVERY,
+    STEPS,
+    assert_same_run,
+    checkpoints_of,
+    start,
+    start_ranks,
+    steps_of,
+    tensors_of,
+)
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs fork and POSIX signals")
+
+FULL = ("--method", "full", "--train-text-encoder")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("processes")
+    commands.make_photos(made / "photos")
+    return made
+
+
+@pytest.fixture(scope="module")
+def straight(folder: Path, tiny_sd: Path) -> Path:
+    """The uninterrupted run of two processes: one photo and one class image a step, class images drawn by both."""
+    run = folder / "two"
+    line = commands.arguments(folder / "photos", tiny_sd, run, "--prior-count", "70")
+    ranks = start_ranks(2, line, folder / "two-logs", folder / "two-cache")
+    assert [rank.wait() for rank in ranks] == [0, 0], [rank.output for rank in ranks]
+    assert "adapter" in ranks[0].output
+    assert "adapter" not in ranks[1].output
+    return run
+
+
+def assert_close_runs(one: Path, other: Path) -> None:
+    assert len(steps_of(one)) == STEPS
+    for ours, theirs in zip(steps_of(one), steps_of(other), strict=True):
+        assert ours.keys() == theirs.keys()
+        assert [v for v in ours.values() if v is not None] == pytest.approx(
+            [v for v in theirs.values() if v is not None], rel=1e-5
+        )
+    ours, theirs = tensors_of(one / "adapter"), tensors_of(other / "adapter")
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name], rtol=0, atol=1e-5)
+
+
+def test_two_processes_are_as_one(straight: Path, folder: Path, tiny_sd: Path) -> None:
+    """At every step one of the two holds no photo, and the other no class image."""
+    run = folder / "one"
+    line = commands.arguments(folder / "photos", tiny_sd, run, "--prior-count", "70")
+    alone = start(line, folder / "one.log", folder / "one-cache")
+    assert alone.wait() == 0, alone.output
+    assert_close_runs(straight, run)
+    assert json.loads((straight / "environment.json").read_text(encoding="utf-8"))["processes"] == 2
+    caches = [folder / "one-cache", folder / "two-cache"]
+    images = [{path.name: path.read_bytes() for path in cache.rglob("*.png")} for cache in caches]
+    assert len(images[0]) >= 70
+    assert images[0] == images[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "spread"),
+    [
+        ((*FULL, "--batch-size", "2"), ("--accumulation", "2", "--gradient-checkpointing")),
+        (("--batch-size", "1"), ("--accumulation", "2")),  # two images in four passes: half of them are idle
+        (("--batch-size", "3", "--prior-weight", "0", "--train-text-encoder"), ()),
+    ],
+    ids=["full", "idle passes", "uneven"],
+)
+def test_however_the_images_are_spread(
+    settings: tuple[str, ...], spread: tuple[str, ...], folder: Path, tiny_sd: Path, tmp_path: Path
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    alone = start(
+        commands.arguments(folder / "photos", tiny_sd, one, *settings), tmp_path / "one.log", folder / "small-cache"
+    )
+    assert alone.wait() == 0, alone.output
+    line = commands.arguments(folder / "photos", tiny_sd, two, *settings, *spread)
+    ranks = start_ranks(2, line, tmp_path / "logs", folder / "small-cache")
+    assert [rank.wait() for rank in ranks] == [0, 0], [rank.output for rank in ranks]
+    assert_close_runs(one, two)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_one_is_killed_the_other_ends_and_the_run_can_go_on(
+    victim: int, straight: Path, folder: Path, tiny_sd: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    line = commands.arguments(folder / "photos", tiny_sd, run, "--prior-count", "70")
+    ranks = start_ranks(2, line, tmp_path / "logs", folder / "two-cache")
+    ranks[victim].wait_until(lambda: len(steps_of(run)) > SAVE_EVERY)
+    ranks[victim].send(signal.SIGKILL)
+    assert ranks[victim].wait() == -signal.SIGKILL
+    assert ranks[1 - victim].wait(60) != 0
+    assert not (run / "adapter").exists()
+    saved = checkpoints_of(run)[-1]
+    ranks = start_ranks(2, line, tmp_path / "logs-again", folder / "two-cache")
+    assert [rank.wait() for rank in ranks] == [0, 0], [rank.output for rank in ranks]
+    assert f"training: {STEPS - saved} to do" in ranks[0].output
+    assert_same_run(run, straight)
+
+
+def test_ctrl_c_on_torchrun_stops_both_and_saves(straight: Path, folder: Path, tiny_sd: Path, tmp_path: Path) -> None:
+    """The real thing: `torchrun -m dreambooth`."""
+    run = tmp_path / "run"
+    line = commands.arguments(folder / "photos", tiny_sd, run, "--prior-count", "70")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    values = {**os.environ, **ENVIRONMENT, "DREAMBOOTH_CACHE": str(folder / "two-cache")}
+    process = subprocess.Popen(
+        [*torchrun, "-m", "dreambooth", *map(str, line)], stderr=subprocess.PIPE, text=True, env=values
+    )
+    commands.wait_until(lambda: len(steps_of(run)) >= 2, lambda: process.poll() is None)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode != 0
+    reached = len(steps_of(run))
+    assert f"dreambooth: stopped after step {reached}; go on with: the same command" in said
+    assert reached < STEPS
+    assert checkpoints_of(run)[-1] == reached
+    ranks = start_ranks(2, line, tmp_path / "logs", folder / "two-cache")
+    assert [rank.wait() for rank in ranks] == [0, 0], [rank.output for rank in ranks]
+    assert_same_run(run, straight)
+
+
+def test_other_processes_than_before_are_told(straight: Path, folder: Path, tiny_sd: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(straight, tmp_path / "run")
+    line = commands.arguments(folder / "photos", tiny_sd, run, "--prior-count", "70", steps=STEPS + 1)
+    alone = start(line, tmp_path / "log", folder / "two-cache")
+    assert alone.wait() == 0, alone.output
+    assert "warning: processes was 2 and is 1: the run goes on, but not bit for bit the same" in alone.output
+    assert len(steps_of(run)) == STEPS + 1
+
+
+def test_a_long_stage_of_one_process_is_waited_for(tmp_path: Path) -> None:
+    """The first process draws pictures while the others wait: the default half hour would end a long run."""
+    world = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    probe = start(["models"], tmp_path / "log", tmp_path, check_timeout, **world)
+    assert probe.wait() == 0, probe.output
+
+
+def check_timeout() -> None:
+    place = environment.processes()
+    assert str(place.backend) == "gloo"
+    group = torch.distributed.distributed_c10d._get_default_group()
+    assert group._get_backend(torch.device("cpu")).options._timeout >= timedelta(days=1)

@@ -1,0 +1,301 @@
+"""The recipe: what it refuses, how it round-trips, and what changes the identity of a run."""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageOps
+
+from dreambooth import planning, presets
+from dreambooth.errors import UserError
+from dreambooth.models import native_resolution, resolve
+from dreambooth.recipe import Recipe, counted, identity
+from tests.commands import make_photos
+from tests.pictures import picture
+
+SUBJECT = {"photos": "photos", "class_noun": "dog", "identifier": "ohwx"}
+COUNTED = {
+    "method": "full",
+    "learning_rate": 2e-4,
+    "schedule": "cosine",
+    "warmup": 3,
+    "batch_size": 2,
+    "rank": 8,
+    "alpha": 2.0,
+    "targets": "wide",
+    "train_text_encoder": True,
+    "text_encoder_learning_rate": 1e-6,
+    "prior_weight": 0.5,
+    "prior_count": 7,
+    "prior_steps": 9,
+    "prior_guidance": 2.0,
+    "min_snr": 5.0,
+    "resolution": 64,
+    "crops": 1,
+    "flip": True,
+    "background_weight": 0.5,
+    "weight_decay": 0.1,
+    "beta1": 0.8,
+    "beta2": 0.99,
+    "max_grad_norm": 2.0,
+    "precision": "bf16",
+    "seed": 1,
+}
+ASIDE = {
+    "model": "elsewhere",
+    "revision": "main",
+    "steps": 77,
+    "accumulation": 2,
+    "prior_images": "elsewhere",
+    "gradient_checkpointing": True,
+    "cache": False,
+    "save_every": 3,
+    "keep": 9,
+    "log_every": 4,
+    "scenes": ["a [V] dog on the moon"],
+    "samples": 1,
+    "sampler": "ddim",
+    "inference_steps": 5,
+    "guidance": 2.0,
+    "allow": ["identifier"],
+}
+
+
+def recipe(**values: Any) -> Recipe:
+    return Recipe.of({"subjects": [SUBJECT], **values})
+
+
+def refusal(values: dict[str, Any]) -> str:
+    with pytest.raises(UserError) as caught:
+        Recipe.of(values)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def name(values: Recipe, model: str = "sha256:1", photo: str = "a") -> str:
+    return identity(values, model, [[[photo, "", ""]]])
+
+
+def test_every_setting_either_counts_or_does_not() -> None:
+    """A new setting must say whether it changes the result, by its place in one of the two tables above."""
+    assert {*COUNTED, *ASIDE, "subjects"} == set(Recipe.model_fields)
+
+
+@pytest.mark.parametrize("setting", COUNTED)
+def test_what_changes_the_result_changes_the_identity(setting: str) -> None:
+    assert name(recipe(**{setting: COUNTED[setting]})) != name(recipe())
+
+
+@pytest.mark.parametrize("setting", ASIDE)
+def test_what_does_not_change_the_result_leaves_the_identity(setting: str) -> None:
+    changed = recipe(**{setting: ASIDE[setting]})
+    assert changed != recipe()
+    assert name(changed) == name(recipe())
+
+
+def test_the_number_of_steps_counts_where_the_schedule_depends_on_it() -> None:
+    assert name(recipe(schedule="cosine", steps=5)) != name(recipe(schedule="cosine", steps=6))
+
+
+@pytest.mark.parametrize(
+    ("changed", "counts"),
+    [({"class_noun": "cat"}, True), ({"identifier": "phol"}, True), ({"photos": "elsewhere"}, False)],
+)
+def test_the_subject_counts_and_not_where_its_photos_lie(changed: dict[str, str], counts: bool) -> None:
+    assert (name(recipe(subjects=[{**SUBJECT, **changed}])) != name(recipe())) == counts
+
+
+def test_the_model_and_the_photos_count() -> None:
+    assert name(recipe(), model="sha256:2") != name(recipe())
+    assert name(recipe(), photo="b") != name(recipe())
+
+
+def test_an_identity_does_not_depend_on_the_process() -> None:
+    """The run folders that people have are named by it: change it knowingly."""
+    assert name(recipe()) == "IDENTITY"
+
+
+class Folder:
+    """A recipe's photos and real class images, on which identities are taken as `train` takes them."""
+
+    def __init__(self, home: Path, model: Path) -> None:
+        self.photos = make_photos(home / "photos")
+        self.class_images = make_photos(home / "dogs")
+        self.model = model
+
+    def identity(self, **values: Any) -> str:
+        subject = {**SUBJECT, "photos": self.photos}
+        plans = planning.make_plans(Recipe.of({"subjects": [subject], "model": str(self.model), **values}))
+        return plans.identity(plans.recipe)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_sd: Path) -> Folder:
+    return Folder(tmp_path, tiny_sd)
+
+
+def caption(folder: Folder) -> None:
+    (folder.photos / "0.txt").write_text("a [V] dog on a sofa", encoding="utf-8")
+
+
+def mask(folder: Folder, left: int = 10) -> None:
+    size = Image.open(folder.photos / "0.png").size
+    whole = Image.new("L", size, 0)
+    whole.paste(255, (left, 10, left + 30, 50))
+    whole.save(folder.photos / "0.mask.png")
+
+
+def another_mask(folder: Folder) -> None:
+    mask(folder, left=20)
+
+
+def another_photo(folder: Folder) -> None:
+    picture(9).save(folder.photos / "9.png")
+
+
+def another_pixel(folder: Folder) -> None:
+    ImageOps.mirror(Image.open(folder.photos / "0.png")).save(folder.photos / "0.png")
+
+
+def test_photos_captions_and_masks_count_by_their_content(folder: Folder) -> None:
+    changes: list[Callable[[Folder], None]] = [caption, mask, another_mask, another_photo, another_pixel]
+    seen = [folder.identity()]
+    for change in changes:
+        change(folder)
+        seen.append(folder.identity())
+    assert len(set(seen)) == len(changes) + 1
+
+
+def test_a_copy_of_the_photos_is_the_same(folder: Folder) -> None:
+    caption(folder)
+    mask(folder)
+    before = folder.identity()
+    folder.photos = Path(shutil.copytree(folder.photos, folder.photos.with_name("elsewhere")))
+    assert folder.identity() == before
+
+
+def test_real_class_images_count_by_their_content(folder: Folder) -> None:
+    generated = folder.identity()
+    real = folder.identity(prior_images=folder.class_images)
+    assert real != generated
+    assert folder.identity(prior_images=folder.class_images, prior_weight=0) == folder.identity(prior_weight=0)
+    picture(9).save(folder.class_images / "9.png")
+    assert folder.identity(prior_images=folder.class_images) not in (real, generated)
+
+
+def test_a_default_that_is_given_is_the_default(folder: Folder) -> None:
+    assert folder.identity(learning_rate=1e-4, rank=4, alpha=4, resolution=32, precision="fp32") == folder.identity()
+
+
+def test_yaml_gives_the_same_recipe(tmp_path: Path) -> None:
+    values = {**COUNTED, **ASIDE, "allow": ["identifier", "learning-rate"], "subjects": [SUBJECT, SUBJECT]}
+    whole = Recipe.of(values)
+    (tmp_path / "recipe.yaml").write_text(whole.to_yaml(), encoding="utf-8")
+    assert Recipe.read(tmp_path / "recipe.yaml") == whole
+    assert name(Recipe.read(tmp_path / "recipe.yaml")) == name(whole)
+
+
+def test_yaml_takes_numbers_as_people_write_them(tmp_path: Path) -> None:
+    text = "subjects:\n- {photos: x, class_noun: dog}\nlearning_rate: 1e-4\nalpha: 4\n"
+    (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
+    assert (Recipe.read(tmp_path / "recipe.yaml").learning_rate, Recipe.read(tmp_path / "recipe.yaml").alpha) == (1e-4, 4)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"lerning_rate": 1e-4}, "unknown setting 'lerning_rate': did you mean 'learning_rate'?"),
+        ({"prior-count": 3}, "unknown setting 'prior-count': did you mean 'prior_count'?"),
+        ({"xyzzy": 1}, "unknown setting 'xyzzy': `dreambooth train --help` lists them"),
+        ({"subjects": [{"photos": "x", "clas_noun": "dog"}]}, "unknown setting 'clas_noun': did you mean 'class_noun'?"),
+        ({"subjects": []}, "--subjects []: tuple should have at least 1 item after validation, not 0"),
+        ({"subjects": "photos"}, "--subjects photos: give a list"),
+        ({"subjects": ["photos"]}, "subjects.0 photos: give 'photos: FOLDER' and 'class_noun: NOUN'"),
+        ({"scenes": "a [V] dog"}, "--scenes a [V] dog: give a list"),
+        ({"rank": -1}, "--rank -1: input should be greater than or equal to 1"),
+        ({"rank": "much"}, "--rank much: input should be a valid integer, unable to parse string as an integer"),
+        ({"method": "lra"}, "--method lra: input should be 'lora' or 'full'"),
+        ({"allow": ["everything"]}, "--allow everything: input should be 'identifier' or 'learning-rate'"),
+    ],
+)
+def test_refusals(values: dict[str, Any], said: str) -> None:
+    assert refusal({"subjects": [SUBJECT], **values}) == said
+
+
+@pytest.mark.parametrize(
+    ("noun", "said"),
+    [
+        ("", "the class noun is empty: give a noun such as dog, mug or robot"),
+        (" \t", "the class noun is empty: give a noun such as dog, mug or robot"),
+        ("dog\ncat", "the class noun has two lines: give one noun such as dog, mug or robot"),
+    ],
+)
+def test_class_nouns(noun: str, said: str) -> None:
+    assert refusal({"subjects": [{**SUBJECT, "class_noun": noun}]}) == said
+
+
+@pytest.mark.parametrize("missing", ["photos", "class_noun"])
+def test_what_has_no_default_is_asked_for(missing: str) -> None:
+    subject = {key: value for key, value in SUBJECT.items() if key != missing}
+    what = "class" if missing == "class_noun" else "photos"
+    assert refusal({"subjects": [subject]}) == f"no {what} given: dreambooth train PHOTOS --class dog"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"- a list", "holds no recipe: expected 'setting: value' lines"),
+        (b"", "holds no recipe: expected 'setting: value' lines"),
+        (b"a: [1", "is no YAML: "),
+        (b"\xff\xfe\xff", "is no YAML: "),
+        (b"!!python/object/apply:os.getcwd []", "is no YAML: "),
+    ],
+)
+def test_files_that_are_no_recipe(content: bytes, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        Recipe.read(path)
+    assert str(caught.value).startswith(f"{path} {said}")
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_is_left_open_and_every_choice_has_a_reason(tiny_sd: Path) -> None:
+    source = resolve(str(tiny_sd))
+    for method in ("lora", "full"):
+        given = recipe(method=method, seed=3)
+        filled, reasons = presets.fill(given, source, native_resolution(source), "cpu")
+        left = {key for key, value in filled if value is None}
+        optional = {"model", "revision", "prior_images", "min_snr", "scenes"}
+        assert left == optional | ({"rank", "alpha"} if method == "full" else set())
+        changed = {key for key, value in filled if value != getattr(given, key)}
+        assert changed == set(reasons)
+        assert all(reasons.values())
+
+
+@pytest.mark.parametrize(("accelerator", "expected"), [("cpu", "fp32"), ("mps", "fp32"), ("cuda", "bf16")])
+def test_the_precision_suits_the_device(accelerator: str, expected: str, tiny_sd: Path) -> None:
+    filled, _ = presets.fill(recipe(), resolve(str(tiny_sd)), 32, accelerator)
+    assert filled.precision == expected
+
+
+@pytest.mark.parametrize(("steps", "every"), [(1, 1), (8, 2), (10, 3), (1000, 250), (4000, 500)])
+def test_checkpoints_come_at_every_quarter(steps: int, every: int, tiny_sd: Path) -> None:
+    filled, _ = presets.fill(recipe(steps=steps), resolve(str(tiny_sd)), 32, "cpu")
+    assert filled.save_every == every
+
+
+def test_paths_are_no_part_of_what_counts() -> None:
+    whole = recipe(model="/home/me/model", prior_images="/home/me/dogs", subjects=[{**SUBJECT, "photos": "/home/me/x"}])
+    assert "/home/me" not in str(counted(whole))
+
+
+def test_every_setting_is_described() -> None:
+    for key, field in {**Recipe.model_fields}.items():
+        assert field.description, key
+        assert inspect.cleandoc(field.description).endswith("."), key
