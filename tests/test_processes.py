@@ -10,11 +10,14 @@ import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
+from PIL import Image
 
-from dreambooth import environment
+from dreambooth import environment, prior
+from dreambooth.progress import Silent
 from tests import commands
 from tests.commands import (
     ENVIRONMENT,
@@ -79,6 +82,25 @@ def test_two_processes_are_as_one(straight: Path, folder: Path, tiny_sd: Path) -
     assert images[0] == images[1]
 
 
+def test_class_images_are_shared_out_whatever_the_others_have_drawn_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+
+    def draw(pipe: object, texts: list[str], generators: list[torch.Generator], *rest: object) -> list[Image.Image]:
+        drawn.append(generators[0].initial_seed())
+        return [Image.new("RGB", (32, 32)) for _ in texts]
+
+    monkeypatch.setattr(prior, "draw", draw)
+    identity = prior.Identity("model", "a dog", "sampler", 1, 1.0, 32, "fp32", batch=2, seed=0)
+    images = prior.ClassImages(tmp_path, identity, count=17)
+    images.path(5).touch()  # an interrupted run came so far
+    for rank in (2, 0, 1):
+        prior.make(Mock(), Mock(), images, Silent(), rank, 3)
+    assert images.missing == []
+    assert len(drawn) == len(set(drawn)) == 9
+
+
 @pytest.mark.parametrize(
     ("settings", "spread"),
     [
@@ -119,6 +141,20 @@ def test_when_one_is_killed_the_other_ends_and_the_run_can_go_on(
     assert [rank.wait() for rank in ranks] == [0, 0], [rank.output for rank in ranks]
     assert f"training: {STEPS - saved} to do" in ranks[0].output
     assert_same_run(run, straight)
+
+
+def test_a_signal_to_one_stops_both_after_the_same_step(
+    straight: Path, folder: Path, tiny_sd: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    line = commands.arguments(folder / "photos", tiny_sd, run, "--prior-count", "70")
+    ranks = start_ranks(2, line, tmp_path / "logs", folder / "two-cache")
+    ranks[1].wait_until(lambda: len(steps_of(run)) >= 2)
+    ranks[1].send(signal.SIGTERM)
+    assert [rank.wait() for rank in ranks] == [130, 130]
+    reached = len(steps_of(run))
+    assert checkpoints_of(run)[-1] == reached < STEPS
+    assert steps_of(run) == steps_of(straight)[:reached]
 
 
 def test_ctrl_c_on_torchrun_stops_both_and_saves(straight: Path, folder: Path, tiny_sd: Path, tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -19,12 +21,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from dreambooth import checkpoint, families, loop
+from dreambooth import checkpoint, families, loop, prior
+from dreambooth.batches import Batch
 from dreambooth.cache import Row, encode_photo
 from dreambooth.errors import RunError
 from dreambooth.files import sweep
 from dreambooth.models import resolve
 from dreambooth.photos import read, usable
+from dreambooth.progress import Silent
 from dreambooth.recipe import Recipe
 from dreambooth.run import Run
 from tests import commands
@@ -32,7 +36,19 @@ from tests.commands import ENVIRONMENT, SAVE_EVERY, STEPS, Command, assert_same_
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs fork and POSIX signals")
 
+IDENTITY = prior.Identity("model", "a dog", "sampler", 1, 1.0, 32, "fp32", batch=1, seed=0)
+SET = partial(prior.ClassImages, identity=IDENTITY, count=1)
 KINDS = {"lora": (), "full": ("--method", "full"), "text encoder": ("--train-text-encoder",)}
+
+
+class Listener(Silent):
+    """Hears what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
 
 
 class Lab:
@@ -76,7 +92,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory, tiny_sd: Path) -> Lab:
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_at_a_random_step(lab: Lab, kind: str, tmp_path: Path) -> None:
     run, step = tmp_path / "run", random.choice([1, 2, 3, 5, 6, 7])
-    command = lab.start(run, kind)
+    command = lab.start(run, kind, partial(crawl_after, step))
     command.wait_until(lambda: len(steps_of(run)) >= step)
     command.send(signal.SIGKILL)
     assert command.wait() == -signal.SIGKILL
@@ -116,12 +132,35 @@ def test_killed_among_the_class_images(lab: Lab, tmp_path: Path) -> None:
     assert_same_run(*runs)
 
 
-def test_two_runs_that_need_the_same_class_images(lab: Lab, tmp_path: Path) -> None:
-    runs = [tmp_path / name for name in ("one", "two")]
-    lines = [commands.arguments(lab.photos, lab.model, run, "--prior-count", "70") for run in runs]
-    both = [start(line, run.with_suffix(".log"), tmp_path / "cache") for line, run in zip(lines, runs, strict=True)]
-    assert [command.wait() for command in both] == [0, 0], [command.output for command in both]
-    assert_same_run(*runs)
+def test_a_run_waits_while_another_draws_the_same_class_images(tmp_path: Path) -> None:
+    first, second = Listener(), Listener()
+    ended = threading.Event()
+
+    def take_turn() -> None:
+        with prior.turn(SET(tmp_path), second):
+            ended.set()
+
+    with prior.turn(SET(tmp_path), first):
+        waiting = threading.Thread(target=take_turn)
+        waiting.start()
+        commands.wait_until(lambda: bool(second.said), waiting.is_alive)
+        assert not ended.wait(0.2)
+    waiting.join(10)
+    assert ended.is_set()
+    assert first.said == []
+    assert second.said == [f"waiting for another run that draws the same class images, in {tmp_path}"]
+
+
+def test_a_whole_set_of_class_images_is_used_without_a_turn(tmp_path: Path) -> None:
+    SET(tmp_path).path(0).touch()
+    with prior.turn(SET(tmp_path), Silent()):
+        assert [path.name for path in tmp_path.iterdir()] == ["00000.png"]
+
+
+def test_a_set_of_class_images_whose_manifest_was_never_finished_is_begun_anew(tmp_path: Path) -> None:
+    (tmp_path / ".manifest.json.abc.tmp").write_text("{")
+    prior.check_manifest(tmp_path, IDENTITY)
+    assert (tmp_path / "manifest.json").is_file()
 
 
 def test_died_while_it_put_a_checkpoint_in_place(lab: Lab, tmp_path: Path) -> None:
@@ -164,7 +203,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(lab: Lab, tmp_path: Path) -> None:
 
 def test_termination_saves_too(lab: Lab, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    command = lab.start(run)
+    command = lab.start(run, sabotage=partial(crawl_after, 1))
     command.wait_until(lambda: len(steps_of(run)) >= 1)
     command.send(signal.SIGTERM)
     assert command.wait() == 130
@@ -312,6 +351,8 @@ def test_wherever_a_save_dies_a_whole_state_is_there(tmp_path: Path) -> None:
         step, tensors = resumed(folder, said)
         assert is_state_after(tensors, step)
         assert said == []
+        for state in checkpoint.states(folder):
+            assert len(list(state.iterdir())) == 3, "a part of an old state"
         sweep(folder)
         assert {path.name for path in folder.iterdir()} <= {"000001", "000002"}
         seen.add(step)
@@ -436,21 +477,24 @@ def interrupt_replacing(name: str) -> None:
 
 def die_at_step(step: int) -> None:
     """Die in the forward pass of a step (from 1), after the earlier ones have been written."""
-    _at_step(step, lambda: os._exit(9))
+    _in_passes(lambda current: os._exit(9) if current == step else None)
 
 
 def sleep_at_step(step: int) -> None:
-    _at_step(step, lambda: time.sleep(60))
+    """Take a minute for a step."""
+    _in_passes(lambda current: time.sleep(60 * (current == step)))
 
 
-def _at_step(step: int, act: Callable[[], object]) -> None:
-    backward = loop.backward
+def crawl_after(step: int) -> None:
+    """Leave time to be stopped after a step."""
+    _in_passes(lambda current: time.sleep(0.2 * (current > step)))
 
-    def acting(state: loop.Loop, batch: object) -> Tensor:
-        acting.passes += 1
-        if acting.passes == step:
-            act()
+
+def _in_passes(act: Callable[[int], object]) -> None:
+    backward, passes = loop.backward, itertools.count(1)
+
+    def acting(state: loop.Loop, batch: Batch) -> Tensor:
+        act(next(passes))
         return backward(state, batch)
 
-    acting.passes = 0
     loop.backward = acting

@@ -289,7 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt as error:
         # what launched several processes is not known here
         again = "the same command" if "LOCAL_RANK" in os.environ else shlex.join(["dreambooth", *tokens])
-        _fail(f"{error or 'stopped'}; go on with: {again}", 130)
+        _fail(f"{str(error) or 'stopped'}; go on with: {again}", 130)
     except Exception as error:  # whatever it is: one line, never a traceback
         _fail(_unforeseen(error), 1)
     sys.exit(0)

@@ -6,7 +6,7 @@ import hashlib
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +25,30 @@ from dreambooth.sampling import Sampling, draw
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A pipeline that is ready to draw.
+class Target:
+    """What pictures are drawn from, found and accepted, and not yet loaded.
 
     Attributes:
-        pipe: The stock pipeline, on its device.
         name: What was asked for.
-        identifiers: What `[V]`, `[V2]`, ... stand for.
-        adapters: Path, strength and hash of each adapter.
+        source: The base model.
+        run: The run, where a run was asked for.
+        strength: Strength of its LoRA; None for a base model and for a fully fine-tuned one.
+        extras: Further LoRA runs and their strengths.
         defaults: How it draws when nothing else is said.
-        stride: Image sides must be a multiple of this many pixels.
     """
 
-    pipe: DiffusionPipeline
     name: str
-    identifiers: tuple[str, ...]
-    adapters: list[dict[str, Any]]
+    source: Source
+    run: Run | None
+    strength: float | None
+    extras: list[tuple[Run, float]]
     defaults: Sampling
-    stride: int
+
+    @property
+    def adapters(self) -> list[tuple[Run, float]]:
+        """All runs in it and their strengths."""
+        own = [] if self.run is None else [(self.run, 1.0 if self.strength is None else self.strength)]
+        return own + self.extras
 
 
 @dataclass(frozen=True)
@@ -100,57 +106,79 @@ def generate(
         UserError: There is no such run, model, sampler or identifier; a prompt is too long; other files lie there.
     """
     reporter = reporter or Silent()
-    own = {"sampler": sampler, "steps": inference_steps, "guidance": guidance, "size": size, "negative": negative}
     _check_numbers(count=count, seed=seed, inference_steps=inference_steps, guidance=guidance)
     folder = Path(out) if out else _next_folder(target)
     _check_folder(folder)
-    loaded = load(target, adapters)
-    settings = _override(loaded.defaults, **own)
-    _check_settings(settings, loaded)
-    wanted = _pictures(texts, range(seed, seed + count), loaded)
+    found = find(target, adapters)
+    given = {"sampler": sampler, "steps": inference_steps, "guidance": guidance, "size": size, "negative": negative}
+    settings = _override(found.defaults, **given)
+    _check_settings(settings, families.get(found.source.family).STRIDE)
+    wanted = _pictures(texts, range(seed, seed + count), found)
+    pipe = load(found)
+    _check_lengths([("the negative prompt", negative), *(("the prompt", each.text) for each in wanted)], pipe)
     folder.mkdir(parents=True, exist_ok=True)
     reporter.stage("pictures", len(wanted))
     drawn = []
-    generators = [image_generator(picture.seed) for picture in wanted]
-    images = draw(loaded.pipe, [picture.text for picture in wanted], generators, settings)
+    images = draw(pipe, [each.text for each in wanted], [image_generator(each.seed) for each in wanted], settings)
     for picture, image in zip(wanted, images, strict=True):
         with atomic(folder / picture.file) as temporary:
-            save_png(image, temporary, {"prompt": picture.text, "seed": str(picture.seed), "model": loaded.name})
+            save_png(image, temporary, {"prompt": picture.text, "seed": str(picture.seed), "model": found.name})
         drawn.append(image)
         reporter.advance()
     with atomic(folder / "grid.png") as temporary:
         grid(drawn, columns=count, labels=list(texts)).save(temporary, format="PNG")
-    made = {"model": loaded.name, "adapters": loaded.adapters, **asdict(settings)}
+    made = {"model": found.name, "adapters": [_entry(*each) for each in found.adapters], **asdict(settings)}
     write_json(folder / "manifest.json", {**made, "images": [asdict(picture) for picture in wanted]})
     return folder
 
 
-def load(target: str | Path, adapters: Sequence[str] = ()) -> Loaded:
-    """Load a run or a base model, with further adapters on top.
+def find(name: str | Path, adapters: Sequence[str] = ()) -> Target:
+    """Find a run or a base model, and further LoRA runs to put on top of it.
 
     Raises:
-        UserError: There is no such run or model, or a run is not finished.
+        UserError: There is no such run or model, a run is not finished, or a run that is to have a strength has none.
     """
-    loaded = _load_run(Run(target)) if Run(target).exists else _load_base(str(target))
-    strengths = {"subject": 1.0} if loaded.adapters and loaded.adapters[0]["kind"] == "lora" else {}
-    identifiers = list(loaded.identifiers)
-    for index, text in enumerate(adapters):
-        path, strength = _parse_adapter(text)
-        if Run(path).path.resolve() == Path(target).resolve():
-            _require(bool(strengths), f"{target} is fully fine-tuned and has no strength: leave out --adapter {text}")
-            strengths["subject"] = loaded.adapters[0]["strength"] = strength
-            continue
-        run = Run.open(path)
-        _require_finished(run)
-        _require(run.recipe.method == "lora", f"{path} is not a LoRA run: only LoRA runs can be added")
-        name = f"extra{index}"
-        _add(loaded.pipe, run, name)
-        strengths[name] = strength
-        loaded.adapters.append(_adapter_entry(run, strength))
-        identifiers += run.info["identifiers"]
+    given = [_parse_adapter(text) for text in adapters]
+    run = Run(name)
+    if not run.exists:
+        source = resolve(str(name))
+        return Target(str(name), source, None, None, given, _defaults(source))
+    _require_finished(run)
+    recipe = run.recipe
+    assert recipe.model is not None
+    source = resolve(recipe.model, recipe.revision)
+    _require(
+        source.identity == run.info["model"]["identity"],
+        f"the base model {recipe.model} is not the one that {run.path} was trained on: put that one back",
+    )
+    strengths = [strength for other, strength in given if _is_same(other, run)]
+    strength = [1.0, *strengths][-1] if recipe.method == "lora" else None
+    extras = [(other, strength) for other, strength in given if not _is_same(other, run)]
+    own = {"sampler": recipe.sampler, "steps": recipe.inference_steps, "guidance": recipe.guidance}
+    defaults = _override(_defaults(source), size=recipe.resolution, **own)
+    return Target(str(run.path), source, run, strength, extras, defaults)
+
+
+def load(target: Target) -> DiffusionPipeline:
+    """Load the stock pipeline, with the adapters at their strengths, onto its device.
+
+    Raises:
+        UserError: An adapter does not fit the model.
+    """
+    device = environment.processes().device
+    family = families.get(target.source.family)
+    if target.run is None:
+        pipe = family.load(target.source, DTYPES["bf16" if device.type == "cuda" else "fp32"])
+    else:
+        recipe = target.run.recipe
+        pipe = methods.get(recipe.method).load(family, target.source, recipe, target.run.adapter)
+    strengths = {} if target.strength is None else {"subject": target.strength}
+    for index, (run, strength) in enumerate(target.extras):
+        _add(pipe, run, f"extra{index}")
+        strengths[f"extra{index}"] = strength
     if strengths:
-        loaded.pipe.set_adapters(list(strengths), list(strengths.values()))
-    return replace(loaded, identifiers=tuple(identifiers))
+        pipe.set_adapters(list(strengths), list(strengths.values()))
+    return pipe.to(device)
 
 
 def _add(pipe: DiffusionPipeline, run: Run, name: str) -> None:
@@ -161,44 +189,13 @@ def _add(pipe: DiffusionPipeline, run: Run, name: str) -> None:
         raise UserError(f"{run.path} does not fit this model: it was trained on {base}, add it to that") from error
 
 
+def _is_same(run: Run, other: Run) -> bool:
+    return run.path.resolve() == other.path.resolve()
+
+
 def _require_finished(run: Run) -> None:
     mend = f"dreambooth train --recipe {run.path / 'recipe.yaml'} --out {run.path}"
     _require(run.finished_steps is not None, f"{run.path} is not finished: go on with: {mend}")
-
-
-def _load_run(run: Run) -> Loaded:
-    info, recipe = run.info, run.recipe
-    _require_finished(run)
-    assert recipe.model is not None
-    source = resolve(recipe.model, recipe.revision)
-    _require(
-        source.identity == info["model"]["identity"],
-        f"the base model {recipe.model} is not the one that {run.path} was trained on: put that one back",
-    )
-    family = families.get(source.family)
-    pipe = methods.get(recipe.method).load(family, source, recipe, run.adapter)
-    defaults = _defaults(source)
-    own = {
-        "sampler": recipe.sampler,
-        "steps": recipe.inference_steps,
-        "guidance": recipe.guidance,
-        "size": recipe.resolution,
-    }
-    entry = _adapter_entry(run, 1.0)
-    names = tuple(info["identifiers"])
-    return Loaded(_ready(pipe), str(run.path), names, [entry], _override(defaults, **own), family.STRIDE)
-
-
-def _load_base(name: str) -> Loaded:
-    source = resolve(name)
-    device = environment.processes().device
-    family = families.get(source.family)
-    pipe = family.load(source, DTYPES["bf16" if device.type == "cuda" else "fp32"])
-    return Loaded(_ready(pipe), name, (), [], _defaults(source), family.STRIDE)
-
-
-def _ready(pipe: DiffusionPipeline) -> DiffusionPipeline:
-    return pipe.to(environment.processes().device)
 
 
 def _defaults(source: Source) -> Sampling:
@@ -225,35 +222,42 @@ def _check_folder(folder: Path) -> None:
     _require(ours, f"{folder} holds other files than pictures made by this command: choose another --out")
 
 
-def _check_settings(settings: Sampling, loaded: Loaded) -> None:
+def _check_settings(settings: Sampling, stride: int) -> None:
     sampling.require(settings.sampler)
-    stride, size = loaded.stride, settings.size
-    _require(size > 0 and size % stride == 0, f"--size {size} does not fit this model: give a multiple of {stride}")
-    prompts.require_fits("the negative prompt", settings.negative, prompts.tokenizers(loaded.pipe))
+    fits = settings.size > 0 and settings.size % stride == 0
+    _require(fits, f"--size {settings.size} does not fit this model: give a multiple of {stride}")
 
 
-def _pictures(texts: Sequence[str], seeds: Sequence[int], loaded: Loaded) -> list[Picture]:
+def _check_lengths(named_texts: Sequence[tuple[str, str]], pipe: DiffusionPipeline) -> None:
+    for what, text in named_texts:
+        prompts.require_fits(what, text, prompts.tokenizers(pipe))
+
+
+def _pictures(texts: Sequence[str], seeds: Sequence[int], target: Target) -> list[Picture]:
     _require(bool(texts), "no prompt given: add one such as 'a [V] dog in the snow'")
-    pictures = []
-    for index, prompt in enumerate(texts):
-        text = prompts.fill(prompt, loaded.identifiers)
-        prompts.require_fits("the prompt", text, prompts.tokenizers(loaded.pipe))
-        name = f"{index:02d}-{_slug(prompt)}"
-        pictures += [Picture(f"{name}-{seed}.png", prompt, text, seed) for seed in seeds]
-    return pictures
+    identifiers = [name for run, _ in target.adapters for name in run.info["identifiers"]]
+    filled = [(index, prompt, prompts.fill(prompt, identifiers)) for index, prompt in enumerate(texts)]
+    return [
+        Picture(f"{index:02d}-{_slug(prompt)}-{seed}.png", prompt, text, seed)
+        for index, prompt, text in filled
+        for seed in seeds
+    ]
 
 
-def _parse_adapter(text: str) -> tuple[str, float]:
+def _parse_adapter(text: str) -> tuple[Run, float]:
     path, _, strength = text.partition("=")
     try:
         value = float(strength or 1.0)
     except ValueError:
         value = math.nan
     _require(math.isfinite(value), f"--adapter {text}: '{strength}' is no strength: write RUN=0.8")
-    return path, value
+    run = Run.open(path)
+    _require_finished(run)
+    _require(run.recipe.method == "lora", f"{path} is fully fine-tuned: only a LoRA run can be an --adapter")
+    return run, value
 
 
-def _adapter_entry(run: Run, strength: float) -> dict[str, Any]:
+def _entry(run: Run, strength: float) -> dict[str, Any]:
     digest = hashlib.sha256()
     for file in sorted(run.adapter.rglob("*.safetensors")):
         digest.update(file.read_bytes())

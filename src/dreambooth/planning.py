@@ -118,12 +118,12 @@ def _check_settings(recipe: Recipe, stride: int) -> None:
 
 def _located(recipe: Recipe, source: Source) -> Recipe:
     """Make the recipe's paths absolute, so that it can be given from anywhere."""
-    subjects = [each.model_copy(update={"photos": each.photos.expanduser().absolute()}) for each in recipe.subjects]
+    subjects = [each.model_copy(update={"photos": each.photos.expanduser().resolve()}) for each in recipe.subjects]
     values: dict[str, Any] = {"subjects": tuple(subjects)}
     if source.card is None and source.identity.startswith("sha256:"):
-        values["model"] = str(source.path.absolute())
+        values["model"] = str(source.path.resolve())
     if recipe.prior_images:
-        values["prior_images"] = recipe.prior_images.expanduser().absolute()
+        values["prior_images"] = recipe.prior_images.expanduser().resolve()
     return recipe.model_copy(update=values)
 
 

@@ -49,7 +49,7 @@ SAMPLING: dict[str, Preset] = {
 }
 
 TRAINING: dict[tuple[str, str], Preset] = {
-    ("toybox", "lora"): Preset({"steps": 300, "learning_rate": 1e-3, "rank": 16}, "measured on the toybox"),
+    ("toybox", "lora"): Preset({"steps": 300, "learning_rate": 2e-3, "rank": 16}, "measured on the toybox"),
     ("toybox", "full"): Preset(
         {"steps": 300, "learning_rate": 1e-4, "text_encoder_learning_rate": 2e-5}, "measured on the toybox"
     ),

@@ -144,16 +144,21 @@ def check_manifest(folder: Path, identity: Identity) -> None:
 
 @contextmanager
 def turn(images: ClassImages, reporter: Reporter) -> Iterator[None]:
-    """Wait until no other run draws this set, and keep others from drawing it meanwhile."""
+    """Wait until no other run draws this set, and keep others from drawing it meanwhile. A whole set needs no turn."""
+    if not images.missing:
+        yield
+        return
     lock = filelock.FileLock(images.folder / ".lock")
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
         reporter.say(f"waiting for another run that draws the same class images, in {images.folder}")
         lock.acquire()
-    with lock:
+    try:
         sweep(images.folder)
         yield
+    finally:
+        lock.release()
 
 
 @torch.no_grad()

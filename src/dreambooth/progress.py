@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
+import warnings
 from dataclasses import asdict, dataclass
 from typing import IO, Protocol
 
@@ -203,11 +205,12 @@ def for_console(log_format: str, quiet: bool = False) -> Reporter:
 
 
 def hush_libraries() -> None:
-    """Keep the libraries' own bars and warnings off standard error: a reporter speaks there."""
-    os.environ["TRANSFORMERS_VERBOSITY"] = os.environ["DIFFUSERS_VERBOSITY"] = "error"  # while they are imported
+    """Keep the libraries' bars, warnings and errors (raised too) off standard error: a reporter speaks there."""
+    os.environ["TRANSFORMERS_VERBOSITY"] = os.environ["DIFFUSERS_VERBOSITY"] = "critical"  # while they are imported
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
     for library in (diffusers_logging, transformers_logging):
-        library.set_verbosity_error()
+        library.set_verbosity(logging.CRITICAL)
         library.disable_progress_bar()
+    warnings.filterwarnings("ignore", module=r"(diffusers|transformers|peft)\b")

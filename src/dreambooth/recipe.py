@@ -18,8 +18,12 @@ Refusal = Literal["identifier", "learning-rate"]
 """Names of the refusals that `--allow` overrides."""
 
 
-SHAPES = {"tuple_type": "give a list", "model_type": "give 'photos: FOLDER' and 'class_noun: NOUN'"}
-"""What to say of a value in YAML that is no list or no mapping."""
+SHAPES = {
+    "tuple_type": "give a list",
+    "too_short": "give at least one",
+    "model_type": "give 'photos: FOLDER' and 'class_noun: NOUN'",
+}
+"""What to say of a value in YAML that is no list, an empty one, or no mapping."""
 
 
 def _aside(description: str, **limits: Any) -> Any:

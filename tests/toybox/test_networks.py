@@ -15,6 +15,7 @@ from transformers import CLIPModel, CLIPVisionModelWithProjection, ViTModel
 from dreambooth.errors import RunError, UserError
 from dreambooth.toybox.model import (
     autoencoder,
+    card,
     classifiers,
     clip,
     denoiser,
@@ -28,7 +29,7 @@ from dreambooth.toybox.model.engine import Task
 from dreambooth.toybox.model.renders import Renders, World, flipped, to_images, to_pixels
 from dreambooth.toybox.model.sizes import DEBUG, NETWORKS, SIZES, Plan
 from dreambooth.toybox.model.train import BUILDERS, RECORD, Bench, make_task, train
-from dreambooth.toybox.model.trials import Trial
+from dreambooth.toybox.model.trials import Trial, compose
 from dreambooth.toybox.world.scenes import Scene, to_dict
 from dreambooth.toybox.world.vocabulary import CLASSES, COLOURS
 
@@ -41,7 +42,7 @@ def picture(scene: Scene) -> np.ndarray:
     """A square whose size is the class and whose colour is the visible one, with a stripe that is the subject."""
     image = np.empty((64, 64, 3))
     image[:] = SKIES[scene.context]
-    half = 7 * (KINDS.index(scene.cls) + 1)
+    half = (5, 11, 19, 30)[KINDS.index(scene.cls)]
     square = image[32 - half : 32 + half, 32 - half : 32 + half]
     square[:] = COLOURS[scene.visible_colour] if scene.visible_colour else (0.5, 0.5, 0.5)
     square[scene.subject_seed * half // 3 :][:3] = 1.0
@@ -62,7 +63,7 @@ def fake_renders(count: int, seed: int) -> Renders:
 
 @pytest.fixture(scope="module")
 def world() -> World:
-    return World(fake_renders(96, 1), fake_renders(32, 2))
+    return World(fake_renders(256, 1), fake_renders(32, 2))
 
 
 @pytest.fixture(scope="module")
@@ -114,15 +115,15 @@ def test_the_first_weights_are_a_function_of_the_seed(trained: tuple[Bench, dict
 
 def test_classifiers_recover_the_truth(world: World) -> None:
     module = classifiers.build({"channels": (8, 16, 32)}, world.train)
-    plan = Plan(steps=160, batch=24, rate=1e-2, warmup=5, ema=0.9)
+    plan = Plan(steps=120, batch=24, rate=1e-2, warmup=5, ema=0.9)
     task = classifiers.ClassifierTask(module, world, plan.batch)
     state = engine.start(module, plan)
     for _ in range(plan.steps):
         engine.update(task, state, plan, 0, "float32")
     measured = engine.evaluate(task, state)
-    assert measured["class"] > 0.95
-    assert measured["context"] > 0.95
-    assert measured["colour"] > 0.9
+    assert measured["class"] > 0.9
+    assert measured["context"] > 0.9
+    assert measured["colour"] > 0.8
 
 
 def test_a_classifier_is_read_back(trained: tuple[Bench, dict[str, list[float]]], world: World) -> None:
@@ -151,8 +152,9 @@ def test_normalised_latents_and_unchanged_pictures(world: World) -> None:
 def test_psnr_equals_the_definition(world: World) -> None:
     vae = autoencoder.build(DEBUG.networks["autoencoder"].config).eval()
     made = to_images(autoencoder.decode(vae, autoencoder.encode(vae, world.held_out.pixels(torch.arange(32)))))
-    square = np.square(made.astype(float) - world.held_out.images_NHWC).mean()
-    assert autoencoder.psnr(vae, world.held_out, batch=20) == pytest.approx(10 * math.log10(255**2 / square), abs=0.01)
+    square_N = np.square(made.astype(float) - world.held_out.images_NHWC).mean((1, 2, 3))
+    measured_N = autoencoder.psnr(autoencoder.squares(vae, world.held_out, batch=20))
+    assert measured_N.numpy() == pytest.approx(10 * np.log10(255**2 / square_N), abs=0.05)
 
 
 def test_latents_are_made_anew_for_other_renders(world: World, tmp_path: Path) -> None:
@@ -219,6 +221,26 @@ def test_a_network_that_is_not_trained_is_named(world: World, tmp_path: Path) ->
 def test_every_size_has_every_network() -> None:
     assert all(set(size.networks) == set(NETWORKS) for size in SIZES.values())
     assert set(BUILDERS) == set(NETWORKS)
+
+
+def test_the_card_tells_what_was_recorded(trained: tuple[Bench, dict[str, list[float]]]) -> None:
+    text = card.card(trained[0].home)
+    for name in NETWORKS:
+        record = json.loads((trained[0].home / name / RECORD).read_text())
+        assert f"| {name} | {record['parameters'] / 1e6:.2f} M | {record['steps']} |" in text
+        assert f"- {name}: loss " in text
+
+
+def test_trials_ask_for_what_their_prompts_say() -> None:
+    trials = [compose(number) for number in range(60)]
+    assert [trial.prompt for trial in trials] == [compose(number).prompt for number in range(60)]
+    asked = [name for trial in trials for name in trial.truth]
+    for trial in trials:
+        assert trial.truth["class"] in trial.prompt
+        assert trial.truth.get("colour", "") in trial.prompt
+        assert trial.truth["context"] in trial.prompt
+        assert (trial.truth["accessory"] == "none") == (trial.scene.accessory is None)
+    assert all(asked.count(name) > 5 for name in classifiers.ATTRIBUTES)
 
 
 def test_frechet_distance_of_a_set_with_itself_is_zero() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from dreambooth.toybox.model.renders import Renders, World, flipped
 SQUARE = 0.5
 EDGE = 0.5
 KL = 1e-6
+LOG_VARIANCE = -6.0
 
 
 @dataclass
@@ -49,8 +49,11 @@ class AutoencoderTask:
         return parts
 
     def evaluate(self) -> dict[str, float]:
-        """PSNR on held-out renders."""
-        return {"psnr": psnr(self.module, self.world.held_out)}
+        """Mean PSNR in dB of held-out renders, and of the photographs among them."""
+        held_out = self.world.held_out
+        psnr_N = psnr(squares(self.module, held_out))
+        photo_N = torch.tensor([record["scene"]["style"] is None for record in held_out.records])
+        return {"psnr": float(psnr_N.mean()), "psnr_photos": float(psnr_N[photo_N].mean())}
 
     def save(self, folder: Path) -> None:
         """Writes the stock folder, latents normalised on the training renders."""
@@ -69,7 +72,7 @@ class AutoencoderTask:
 def build(config: dict[str, Any]) -> AutoencoderKL:
     """The network of `config`: "channels" a level, "latent_channels", "layers"."""
     channels = config["channels"]
-    return AutoencoderKL(
+    vae = AutoencoderKL(
         in_channels=3,
         out_channels=3,
         latent_channels=config["latent_channels"],
@@ -82,6 +85,11 @@ def build(config: dict[str, Any]) -> AutoencoderKL:
         sample_size=64,
         scaling_factor=1.0,
     )
+    with torch.no_grad():
+        # Latents are almost certain from the start, else their noise hides the pictures for thousands of steps.
+        vae.quant_conv.weight[config["latent_channels"] :] = 0
+        vae.quant_conv.bias[config["latent_channels"] :] = LOG_VARIANCE
+    return vae
 
 
 def reconstruction(made_BCHW: Tensor, true_BCHW: Tensor) -> dict[str, Tensor]:
@@ -105,13 +113,18 @@ def decode(vae: AutoencoderKL, latents_BCHW: Tensor) -> Tensor:
     return pixels.clamp(-1, 1)
 
 
-def psnr(vae: AutoencoderKL, renders: Renders, batch: int = 64) -> float:
-    """PSNR in dB of all the reconstructed pixels together (peak 2: pixels span [-1, 1])."""
-    square = 0.0
+def squares(vae: AutoencoderKL, renders: Renders, batch: int = 64) -> Tensor:
+    """Mean squared error of each picture's reconstruction, (N,); pixels span [-1, 1]."""
+    errors = []
     for rows in renders.batches(batch):
         pixels_BCHW = renders.pixels(rows).to(vae.device)
-        square += float((decode(vae, encode(vae, pixels_BCHW)) - pixels_BCHW).square().mean()) * len(rows)
-    return 10 * math.log10(4 * len(renders) / square)
+        errors.append((decode(vae, encode(vae, pixels_BCHW)) - pixels_BCHW).square().mean((1, 2, 3)))
+    return torch.cat(errors).cpu()
+
+
+def psnr(square_N: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB; the peak of pixels in [-1, 1] is 2."""
+    return 10 * torch.log10(4 / square_N)
 
 
 @torch.no_grad()

@@ -139,10 +139,10 @@ def load(folder: Path) -> Classifier:
 
 
 def labels(renders: Renders) -> Labels:
-    """The names that occur, sorted, attribute by attribute."""
+    """The names that occur, sorted, attribute by attribute; attributes without any are left out."""
     scenes = [from_dict(record["scene"]) for record in renders.records]
     named = {attribute: {read(scene) for scene in scenes} for attribute, read in ATTRIBUTES.items()}
-    return {attribute: sorted(name for name in names if name) for attribute, names in named.items()}
+    return {attribute: sorted(filter(None, names)) for attribute, names in named.items() if names != {None}}
 
 
 def targets(renders: Renders, named: Labels) -> dict[str, Tensor]:
@@ -150,8 +150,8 @@ def targets(renders: Renders, named: Labels) -> dict[str, Tensor]:
     scenes = [from_dict(record["scene"]) for record in renders.records]
     index = {attribute: {name: at for at, name in enumerate(names)} for attribute, names in named.items()}
     return {
-        attribute: torch.tensor([index[attribute].get(read(scene) or "", UNKNOWN) for scene in scenes])
-        for attribute, read in ATTRIBUTES.items()
+        attribute: torch.tensor([index[attribute].get(ATTRIBUTES[attribute](scene) or "", UNKNOWN) for scene in scenes])
+        for attribute in named
     }
 
 

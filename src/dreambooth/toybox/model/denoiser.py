@@ -143,7 +143,8 @@ def cached_latents(vae: AutoencoderKL, world: World, path: Path) -> tuple[Tensor
 
 def _latents(vae: AutoencoderKL, renders: Renders, mirror: bool, batch: int = 128) -> Tensor:
     groups = (renders.pixels(rows) for rows in renders.batches(batch))
-    return torch.cat([encode(vae, pixels.flip(-1) if mirror else pixels).half().cpu() for pixels in groups])
+    latents = [encode(vae, pixels.flip(-1) if mirror else pixels).half().cpu() for pixels in groups]
+    return torch.cat(latents).contiguous()
 
 
 def _identity(vae: AutoencoderKL, world: World) -> str:

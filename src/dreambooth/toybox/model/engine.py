@@ -24,30 +24,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dreambooth.errors import RunError, UserError
+from dreambooth.toybox.model.sizes import Plan
 
 STATE = "state.safetensors"
 CURVE = "curve.jsonl"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How long and how fast one network trains.
-
-    The rate rises over `warmup` steps, stays at `rate`, and falls linearly to zero over the last `cooldown` (a share
-    of the steps), so a run may be made longer or shorter until its cool-down begins ("trapezoid" schedule, Haegele
-    et al. 2024, https://arxiv.org/abs/2405.18392).
-    """
-
-    steps: int
-    batch: int
-    rate: float
-    warmup: int = 100
-    cooldown: float = 0.3
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.99)
-    ema: float = 0.999
-    clip: float = 1.0
-    evaluate_every: int = 1000
 
 
 class Task(Protocol):
@@ -100,7 +80,6 @@ def fit(
     precision: str = "float32",
     seconds: float | None = None,
     save_every: float = 120.0,
-    log_every: int = 20,
 ) -> Iterator[Point]:
     """Trains until the plan's last step, or until `seconds` of this call are over; yields the lines of the curve.
 
@@ -112,7 +91,6 @@ def fit(
         precision: "float32" or "bfloat16" (autocast; the weights stay float32).
         seconds: Wall-clock limit of this call, after which the state is saved.
         save_every: Seconds between saves; little more than this is lost by a kill.
-        log_every: Steps between the lines of the curve.
 
     Raises:
         UserError: The state in `folder` is another network's.
@@ -123,7 +101,7 @@ def fit(
         _load(state, folder)
     began = saved = time.monotonic()
     while state.step < plan.steps:
-        before, means = state.step, _block(task, state, plan, seed, precision, log_every)
+        before, means = state.step, _block(task, state, plan, seed, precision)
         yield _write(folder, Point(state.step, state.seconds, means))
         now = time.monotonic()
         ending = state.step == plan.steps or (seconds is not None and now - began > seconds)
@@ -194,14 +172,14 @@ def restore_average(task: Task, folder: Path, plan: Plan) -> State:
     return state
 
 
-def _block(task: Task, state: State, plan: Plan, seed: int, precision: str, log_every: int) -> dict[str, float]:
+def _block(task: Task, state: State, plan: Plan, seed: int, precision: str) -> dict[str, float]:
     """The steps up to the next line of the curve; returns the means of what they logged.
 
     States are saved between blocks only, so a resumed run writes the same lines.
     """
     began = time.monotonic()
-    count = min(log_every - state.step % log_every, plan.steps - state.step)
-    rows = [_update(task, state, plan, seed, precision) for _ in range(count)]
+    count = min(plan.log_every - state.step % plan.log_every, plan.steps - state.step)
+    rows = [update(task, state, plan, seed, precision) for _ in range(count)]
     means = {name: float(torch.stack([row[name] for row in rows]).mean()) for name in rows[0]}
     if not np.isfinite(means["loss"]):
         raise RunError(f"the loss before step {state.step} is {means['loss']}: lower the learning rate")
@@ -209,8 +187,8 @@ def _block(task: Task, state: State, plan: Plan, seed: int, precision: str, log_
     return means | {"rate": rate(plan, state.step - 1)}
 
 
-def _update(task: Task, state: State, plan: Plan, seed: int, precision: str) -> dict[str, Tensor]:
-    """One step; returns the parts of its loss."""
+def update(task: Task, state: State, plan: Plan, seed: int, precision: str) -> dict[str, Tensor]:
+    """Takes one step; returns the parts of its loss."""
     for group in state.optimiser.param_groups:
         group["lr"] = rate(plan, state.step)
     device = next(state.module.parameters()).device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,55 +10,95 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import ViTConfig, ViTModel
 
 from dreambooth.toybox.model.renders import Renders, World, flipped, shifted
+from dreambooth.toybox.world.subjects import PATTERNS, draw_subject
 
 TEMPERATURE = 0.1
+FINISHES = frozenset({"shiny", "wet"})
+LOOKS = 9 + 8
+LOOKS_WEIGHT = 10.0
+PATTERN_WEIGHT = 0.5
+
+
+class Learner(nn.Module):
+    """The encoder, and a head that reads a subject's traits from its class token and is thrown away afterwards."""
+
+    def __init__(self, vit: ViTModel) -> None:
+        super().__init__()
+        self.vit = vit
+        width = vit.config.hidden_size
+        self.traits = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, LOOKS + len(PATTERNS)))
+
+    def forward(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit class tokens (B, D) and predicted traits (B, T)."""
+        token_BD = self.vit(pixel_values=pixels_BCHW).last_hidden_state[:, 0]
+        return F.normalize(token_BD.float(), dim=-1), self.traits(token_BD).float()
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What makes subjects themselves: palette and shape numbers (N, 17) in [0, 1], index of the pattern (N,)."""
+
+    looks: Tensor
+    pattern: Tensor
 
 
 @dataclass
 class IdentityTask:
     """Two pictures of one subject are drawn together; the other subjects of its class in the batch are pushed away.
 
+    Few subjects have two pictures, but every picture that shows a subject as it is tells its traits: palette, shape
+    numbers and pattern, known from its seed. They are learned from as many single pictures besides.
+
     Attributes:
-        module: A `ViTModel`.
-        world: Renders of which many share a subject.
-        batch: Subjects a step, two pictures each.
+        module: The encoder and its head.
+        world: Renders of which some share a subject.
+        batch: Subjects a step, two pictures each, and half as many pictures of others.
         classes: Classes a step; few of them make hard negatives.
     """
 
-    module: ViTModel
+    module: Learner
     world: World
     batch: int
     classes: int = 4
     _groups: dict[str, list[list[int]]] = field(init=False, repr=False)
+    _singles_N: Tensor = field(init=False, repr=False)
+    _traits: Traits = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        records = self.world.train.records
         self._groups = groups(self.world.train)
+        self._singles_N = torch.tensor([row for row, record in enumerate(records) if looks_itself(record["scene"])])
+        self._traits = traits(self.world.train)
 
     def loss(self, draw: torch.Generator, progress: float) -> dict[str, Tensor]:
-        """Symmetric cross-entropy between the two pictures of each subject (InfoNCE, van den Oord et al. 2018)."""
-        pairs_B2 = self._pairs(draw)
-        train, device = self.world.train, self.module.device
-        views = [shifted(flipped(train.pixels(rows_B), draw), draw).to(device) for rows_B in pairs_B2.T]
-        one_BD, two_BD = (embed(self.module, pixels_BCHW) for pixels_BCHW in views)
-        scores_BB = one_BD @ two_BD.T / TEMPERATURE
-        own_B = torch.arange(len(scores_BB), device=device)
-        loss = (F.cross_entropy(scores_BB, own_B) + F.cross_entropy(scores_BB.T, own_B)) / 2
-        return {"loss": loss, "found": (scores_BB.argmax(1) == own_B).float().mean()}
+        """Symmetric cross-entropy between the pictures of each subject (InfoNCE, van den Oord et al. 2018) + traits."""
+        one_B, two_B = self.pairs(draw).T
+        others = self._singles_N[torch.randint(0, len(self._singles_N), (self.batch // 2,), generator=draw)]
+        rows_N = torch.cat([one_B, two_B, others])
+        pixels_BCHW = shifted(flipped(self.world.train.pixels(rows_N), draw), draw)
+        unit_ND, traits_NT = self.module(pixels_BCHW.to(self.module.vit.device))
+        count = len(one_B)
+        scores_BB = unit_ND[:count] @ unit_ND[count : 2 * count].T / TEMPERATURE
+        own_B = torch.arange(count, device=scores_BB.device)
+        contrast = (F.cross_entropy(scores_BB, own_B) + F.cross_entropy(scores_BB.T, own_B)) / 2
+        looks, pattern = self._trait_losses(traits_NT, rows_N)
+        found = (scores_BB.argmax(1) == own_B).float().mean()
+        return {"loss": contrast + looks + pattern, "contrast": contrast, "looks": looks, "found": found}
 
     def evaluate(self) -> dict[str, float]:
         """AUC on held-out subjects."""
-        return {"auc": auc(*similarities(self.module, self.world.held_out))}
+        return {"auc": auc(*similarities(self.module.vit, self.world.held_out))}
 
     def save(self, folder: Path) -> None:
-        """Writes the stock folder."""
-        self.module.save_pretrained(folder)
+        """Writes the stock folder of the encoder."""
+        self.module.vit.save_pretrained(folder)
 
-    def _pairs(self, draw: torch.Generator) -> Tensor:
+    def pairs(self, draw: torch.Generator) -> Tensor:
         """Rows of two different pictures of each of the step's subjects, (B, 2)."""
         names = list(self._groups)
         chosen = [names[index] for index in torch.randperm(len(names), generator=draw)[: self.classes].tolist()]
@@ -69,10 +110,15 @@ class IdentityTask:
                 pairs.append([rows[at] for at in torch.randperm(len(rows), generator=draw)[:2].tolist()])
         return torch.tensor(pairs)
 
+    def _trait_losses(self, traits_NT: Tensor, rows_N: Tensor) -> tuple[Tensor, Tensor]:
+        looks_NL, pattern_N = (part[rows_N].to(traits_NT.device) for part in (self._traits.looks, self._traits.pattern))
+        error = F.mse_loss(traits_NT[:, :LOOKS], looks_NL)
+        return LOOKS_WEIGHT * error, PATTERN_WEIGHT * F.cross_entropy(traits_NT[:, LOOKS:], pattern_N)
 
-def build(config: dict[str, Any]) -> ViTModel:
+
+def build(config: dict[str, Any]) -> Learner:
     """The network of `config`: "width", "layers", "heads", "image", "patch"."""
-    return ViTModel(
+    vit = ViTModel(
         ViTConfig(
             hidden_size=config["width"],
             intermediate_size=4 * config["width"],
@@ -85,6 +131,16 @@ def build(config: dict[str, Any]) -> ViTModel:
         ),
         add_pooling_layer=False,
     )
+    return Learner(vit)
+
+
+def traits(renders: Renders) -> Traits:
+    """The traits of every row's subject. Palettes are in linear light; their roots are nearer to how they look."""
+    scenes = [record["scene"] for record in renders.records]
+    subjects = [draw_subject(scene["class"], scene["subject_seed"]) for scene in scenes]
+    palettes = [[math.sqrt(value) for colour in subject.palette for value in colour] for subject in subjects]
+    looks = torch.tensor([[*palette, *subject.numbers] for palette, subject in zip(palettes, subjects, strict=True)])
+    return Traits(looks, torch.tensor([PATTERNS.index(subject.pattern) for subject in subjects]))
 
 
 def groups(renders: Renders) -> dict[str, list[list[int]]]:
@@ -103,7 +159,7 @@ def groups(renders: Renders) -> dict[str, list[list[int]]]:
 def looks_itself(scene: dict[str, Any]) -> bool:
     """Whether nothing in the scene replaces what the subject is made of, its colour or its shape."""
     changes = ("colour", "material", "style", "hybrid", "sculpture", "planted")
-    return not (scene["properties"] or any(scene[name] for name in changes))
+    return FINISHES.issuperset(scene["properties"]) and not any(scene[name] for name in changes)
 
 
 def embed(vit: ViTModel, pixels_BCHW: Tensor) -> Tensor:

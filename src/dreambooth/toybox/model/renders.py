@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dreambooth.errors import UserError
+from dreambooth.toybox.world.dataset import load_dataset
 
-HELD_OUT = 512
+# Whole shards, so that no subject is on both sides.
+HELD_OUT = 1024
 
 
 @dataclass(frozen=True)
@@ -60,20 +62,22 @@ def load_world(folder: Path, held_out: int = HELD_OUT) -> World:
     """Reads a rendered data set. The first rows are held out, so that a set that grew holds out the same ones.
 
     Raises:
-        UserError: There is nothing, or too little, in the folder.
+        UserError: The folder holds nothing, or nothing but what is held out.
     """
-    from dreambooth.toybox.world.dataset import load_dataset
-
-    images, records = load_dataset(folder)
+    try:
+        images, records = load_dataset(folder)
+    except FileNotFoundError as error:
+        raise UserError(f"{error}: run `python -m dreambooth.toybox data` first") from None
     if len(records) <= held_out:
-        raise UserError(f"{folder} holds {len(records)} renders: run `python -m dreambooth.toybox data` first")
+        raise UserError(f"{folder} holds only {len(records)} renders, of which {held_out} are held out: render more")
     renders = Renders(images, records)
     return World(renders.part(slice(held_out, None)), renders.part(slice(held_out)))
 
 
 def to_pixels(images_NHWC: NDArray[np.uint8]) -> Tensor:
     """uint8 (N, H, W, 3) to float (N, 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(images_NHWC)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    images_NCHW = np.ascontiguousarray(images_NHWC.transpose(0, 3, 1, 2))
+    return torch.from_numpy(images_NCHW).float() / 127.5 - 1
 
 
 def to_images(pixels_BCHW: Tensor) -> NDArray[np.uint8]:

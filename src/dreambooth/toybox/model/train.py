@@ -17,9 +17,9 @@ from transformers import CLIPModel, CLIPTokenizer
 from dreambooth.errors import UserError
 from dreambooth.toybox import BASE
 from dreambooth.toybox.model import autoencoder, classifiers, clip, denoiser, identity
-from dreambooth.toybox.model.engine import Plan, Point, Task, fit, restore_average
+from dreambooth.toybox.model.engine import Point, Task, fit, restore_average
 from dreambooth.toybox.model.renders import World
-from dreambooth.toybox.model.sizes import Size
+from dreambooth.toybox.model.sizes import TEXT_LENGTH, Plan, Size
 
 RECORD = "record.json"
 MODEL = "model"
@@ -56,7 +56,7 @@ class Bench:
 
 def tokenizer() -> CLIPTokenizer:
     """The real CLIP vocabulary, 49,408 tokens, from the package."""
-    return CLIPTokenizer.from_pretrained(BASE / "tokenizer")
+    return CLIPTokenizer.from_pretrained(BASE / "tokenizer", model_max_length=TEXT_LENGTH)
 
 
 def make_task(network: str, bench: Bench, seed: int) -> Task:

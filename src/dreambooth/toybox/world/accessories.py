@@ -42,6 +42,8 @@ def _coat(model: Model, anchors: Anchors, material: Material, grow: float = 1.09
     """Cover the torso, and collar the neck."""
     radii = [part * grow + 0.015 for part in anchors.girth]
     model.ball(anchors.torso, radii, material)
+    x, y, z = anchors.head
+    model.ball((x - 0.3 * anchors.radius, y, z - 0.72 * anchors.radius), 0.72 * anchors.radius, material)
 
 
 def _front(anchors: Anchors, across: float, up: float, grow: float = 1.12) -> tuple[float, float, float]:
@@ -92,7 +94,7 @@ def _top_hat_and_monocle(model: Model, anchors: Anchors) -> None:
     hat = [(0.01, 0), (1.15, 0), (1.15, 0.1), (0.75, 0.12), (0.75, 0.12), (0.8, 1.25), (0.8, 1.25), (0.01, 1.25)]
     _hat(model, anchors, hat, BLACK)
     x, y, z = (value * anchors.radius for value in anchors.face.eye)
-    size = anchors.radius * anchors.face.eye_size
+    size = anchors.radius * min(anchors.face.eye_size, 0.27)
     centre = (anchors.head[0] + x + size * 1.3, anchors.head[1] + y, anchors.head[2] + z)
     model.ring(centre, size * 1.45, size * 0.35, GOLD, "x")
     low = (centre[0] - size, centre[1] + size * 1.2, centre[2] - anchors.radius * 0.95)
@@ -101,13 +103,14 @@ def _top_hat_and_monocle(model: Model, anchors: Anchors) -> None:
 
 def _glasses(model: Model, anchors: Anchors) -> None:
     x, y, z = (value * anchors.radius for value in anchors.face.eye)
-    size = anchors.radius * max(anchors.face.eye_size, 0.24)
+    size = anchors.radius * min(max(anchors.face.eye_size, 0.24), 0.28)
     front = anchors.head[0] + x + size * 1.25
     level = anchors.head[2] + z
     for side in SIDES:
         across = anchors.head[1] + side * y
+        ear = (anchors.head[0], side * anchors.radius * 1.1, level)
         model.ring((front, across, level), size * 1.5, size * 0.48, PINK, "x")
-        model.rod((front, across + side * size * 1.5, level), (anchors.head[0], side * anchors.radius * 1.1, level), size * 0.3, PINK)
+        model.rod((front, across + side * size * 1.5, level), ear, size * 0.3, PINK)
     model.rod((front, -y * 0.35, level), (front, y * 0.35, level), size * 0.4, PINK)
 
 
@@ -120,7 +123,8 @@ def _chef(model: Model, anchors: Anchors) -> None:
     for up in (0.45, 0.1, -0.25):
         for across in (-0.2, 0.2):
             model.ball(_front(anchors, across, up), 0.05, BLACK)
-    _hat(model, anchors, [(0.8, 0), (0.8, 0.65), (0.8, 0.65), (1.1, 0.85), (1.15, 1.15), (0.8, 1.4), (0.01, 1.45)], WHITE)
+    toque = [(0.8, 0), (0.8, 0.65), (0.8, 0.65), (1.1, 0.85), (1.15, 1.15), (0.8, 1.4), (0.01, 1.45)]
+    _hat(model, anchors, toque, WHITE)
 
 
 def _firefighter(model: Model, anchors: Anchors) -> None:

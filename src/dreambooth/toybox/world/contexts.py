@@ -60,8 +60,8 @@ def _snow(stage: Model, rng: Rng) -> Setting:
         props.fir(stage, x + rng.uniform(-0.5, 0.5), rng.uniform(2.5, 4.5), rng.uniform(2.2, 3.2), needles, snow=True)
     for x in props.row(rng, 3, 4.0):
         props.fir(stage, x, rng.uniform(5, 8), rng.uniform(2.2, 3.2), needles, snow=True)
-    for x, y in props.spread(rng, 5, 1.6, 2.6):
-        props.hill(stage, x, y, (0.5, 0.4, rng.uniform(0.1, 0.25)), props.SNOW)
+    for x in props.row(rng, 4, 2.2):
+        props.hill(stage, x, rng.uniform(1.2, 2.4), (0.5, 0.4, rng.uniform(0.1, 0.25)), props.SNOW)
     for _ in range(30):
         flake = (rng.uniform(-1.7, 1.7), rng.uniform(-1.5, 1.5), rng.uniform(0, 3))
         stage.ball(flake, 0.035, props.SNOW)
@@ -73,13 +73,14 @@ def _beach(stage: Model, rng: Rng) -> Setting:
     stage.mesh(sheet(60, 1, props.flat), Material(jitter((0.02, 0.28, 0.52), rng)), _shift(0, 62.5, 0.02))
     stage.box((0, 2.55, 0.0), (60, 0.14, 0.04), props.SNOW)
     if rng.random() < 0.7:
-        props.palm(stage, _side(rng, 1.2, 1.6), rng.uniform(1.2, 2.2), rng.uniform(2.1, 2.6), Material((0.05, 0.38, 0.06)))
+        leaves = Material((0.05, 0.38, 0.06))
+        props.palm(stage, _side(rng, 1.2, 1.6), rng.uniform(1.2, 2.2), rng.uniform(1.75, 2.1), leaves)
     else:
-        x = _side(rng, 1.3, 1.6)
-        stage.rod((x, 1.2, 0), (x, 1.2, 2.0), 0.05, props.SNOW)
+        x = _side(rng, 1.0, 1.4)
+        stage.rod((x, 1.2, 0), (x, 1.2, 1.7), 0.05, props.SNOW)
         for index, colour in enumerate(("red", "white", "red", "white")):
-            radius = 1.0 - 0.25 * index
-            stage.cone((x, 1.2, 1.65 + 0.12 * index), radius, 0.12 + radius * 0.35, Material(COLOURS[colour]))
+            radius = 0.9 - 0.22 * index
+            stage.cone((x, 1.2, 1.25 + 0.12 * index), radius, 0.12 + radius * 0.35, Material(COLOURS[colour]))
     stage.ball((_side(rng, 1.1, 1.4), -0.6, 0.08), (0.16, 0.14, 0.06), Material((0.9, 0.35, 0.25)))
     return Setting()
 
@@ -94,7 +95,7 @@ def _cobblestone(stage: Model, rng: Rng) -> Setting:
     props.ground(stage, Material(texture=props.bricks(rng, 0.06, 0.24, 0.5, (1, 0.97, 0.93))), 2.0)
     for index, x in enumerate((-3.4, -1.1, 1.2, 3.5)):
         tint = jitter(((0.62, 0.36, 0.24), (0.7, 0.6, 0.4), (0.5, 0.42, 0.38))[index % 3], rng)
-        high = rng.uniform(1.5, 2.6)
+        high = rng.uniform(1.2, 2.0)
         stage.box((x, 5.4, high), (1.1, 1, high), Material(tint))
         stage.box((x - 0.4, 4.38, 0.6), (0.28, 0.04, 0.6), Material((0.16, 0.08, 0.04)))
         for across in (-0.45, 0.45):
@@ -106,11 +107,11 @@ def _pink_fabric(stage: Model, rng: Rng) -> Setting:
     phase = rng.uniform(0, 6, 3)
 
     def folds(x: Array, y: Array) -> Array:
-        away = np.clip((np.hypot(x, y) - 0.9) / 1.2, 0, 1)
+        away = np.clip((np.hypot(x, y) - 0.7) / 1.2, 0, 1)
         wave = np.sin(3.2 * x + 1.5 * y + phase[0]) + np.sin(2.1 * y - 2.6 * x + phase[1])
-        return away * (0.09 * wave) + 0.5 * np.clip(y - 1.6, 0, 3) ** 1.5
+        return np.asarray(away * (0.17 * wave) + 0.5 * np.clip(y - 1.6, 0, 3) ** 1.5)
 
-    stage.mesh(sheet(4.2, 56, folds), Material(jitter((0.92, 0.24, 0.42), rng, 0.05), smooth=True))
+    stage.mesh(sheet(4.2, 56, folds), Material(jitter((0.92, 0.24, 0.42), rng, 0.05)))
     props.ground(stage, Material((0.8, 0.2, 0.36)))
     return Setting((0.75, 0.7, 0.72))
 
@@ -126,15 +127,15 @@ def _city(stage: Model, rng: Rng) -> Setting:
     props.ground(stage, Material(jitter((0.22, 0.22, 0.24), rng)))
     for x in props.row(rng, 8, 4.2):
         front = Material(texture=props.windows(rng))
-        props.tower_block(stage, x, rng.uniform(5.5, 8.5), rng.uniform(0.42, 0.6), rng.uniform(1.8, 4.6), front)
+        props.tower_block(stage, x, rng.uniform(5.5, 8.5), rng.uniform(0.42, 0.6), rng.uniform(1.2, 3.0), front)
     return Setting((0.50, 0.66, 0.88))
 
 
 def _mountain(stage: Model, rng: Rng) -> Setting:
     props.ground(stage, Material(jitter((0.20, 0.36, 0.10), rng)))
     rock = Material(jitter((0.22, 0.23, 0.30), rng))
-    for x, away in ((-3.6, 13), (3.9, 14), (_side(rng, 0.2, 1.6), 11)):
-        props.mountain(stage, x + rng.uniform(-0.6, 0.6), away, rng.uniform(3.6, 5.0), rock)
+    for x, away in ((-3.2, 13), (3.4, 14), (_side(rng, 0.4, 1.6), 11)):
+        props.mountain(stage, x + rng.uniform(-0.6, 0.6), away, rng.uniform(2.3, 2.9), rock)
     return Setting()
 
 
@@ -142,8 +143,8 @@ def _blue_house(stage: Model, rng: Rng) -> Setting:
     props.ground(stage, Material(jitter((0.18, 0.42, 0.09), rng)))
     walls = Material(jitter((0.06, 0.20, 0.75), rng, 0.08))
     glass = Material((0.85, 0.88, 0.8))
-    x = rng.uniform(-0.9, 0.9)
-    props.house(stage, x, 4.6, walls, Material((0.30, 0.08, 0.06)), Material((0.85, 0.82, 0.75)), glass)
+    x = _side(rng, 0.3, 0.9)
+    props.house(stage, x, 5.2, walls, Material((0.30, 0.08, 0.06)), Material((0.85, 0.82, 0.75)), glass)
     return Setting((0.62, 0.72, 0.82))
 
 
@@ -181,24 +182,25 @@ def _wheat(stage: Model, rng: Rng) -> Setting:
 def _autumn(stage: Model, rng: Rng) -> Setting:
     props.ground(stage, Material(jitter((0.30, 0.30, 0.10), rng)))
     x = _side(rng, 0.8, 1.5)
-    stage.rod((x, 2.6, 0), (x, 2.6, 2.2), 0.2, props.BARK)
+    stage.rod((x, 2.6, 0), (x, 2.6, 1.8), 0.17, props.BARK)
     colours = [Material(colour) for colour in ((0.85, 0.22, 0.02), (0.92, 0.48, 0.02), (0.65, 0.07, 0.03))]
     for index in range(9):
-        spot = (x + rng.uniform(-1.0, 1.0), 2.6 + rng.uniform(-0.4, 0.4), rng.uniform(2.0, 3.0))
-        stage.ball(spot, rng.uniform(0.45, 0.65), colours[index % 3])
+        spot = (x + rng.uniform(-1.0, 1.0), 2.6 + rng.uniform(-0.4, 0.4), rng.uniform(1.5, 2.2))
+        stage.ball(spot, rng.uniform(0.36, 0.52), colours[index % 3])
     for index, (left, away) in enumerate(props.spread(rng, 40, 0.8, 2.8)):
         stage.ball((left, away, 0.02), (0.12, 0.09, 0.02), colours[index % 3])
     for index in range(8):
-        stage.ball((rng.uniform(-1.5, 1.5), rng.uniform(0, 2), rng.uniform(0.3, 2.2)), (0.07, 0.05, 0.07), colours[index % 3])
+        falling = (rng.uniform(-1.5, 1.5), rng.uniform(0, 2), rng.uniform(0.3, 2.2))
+        stage.ball(falling, (0.07, 0.05, 0.07), colours[index % 3])
     return Setting((0.60, 0.72, 0.86))
 
 
 def _eiffel(stage: Model, rng: Rng) -> Setting:
     props.ground(stage, Material(jitter((0.24, 0.42, 0.12), rng)))
     stage.box((0, 20, -0.02), (1.2, 22, 0.04), Material((0.6, 0.55, 0.45)))
-    for x in props.row(rng, 6, 5):
+    for x in props.row(rng, 6, 5.5):
         stage.ball((x, 9.5, 0.2), (0.8, 0.5, 0.6), Material((0.06, 0.25, 0.05)))
-    props.eiffel_tower(stage, _side(rng, 0.9, 1.35), rng.uniform(6.0, 6.8), rng.uniform(3.7, 4.2))
+    props.eiffel_tower(stage, _side(rng, 1.25, 1.8), rng.uniform(8.0, 8.8), rng.uniform(2.5, 2.8))
     return Setting((0.52, 0.70, 0.92))
 
 
@@ -217,18 +219,18 @@ def _milk(stage: Model, rng: Rng) -> Setting:
 
     def waves(x: Array, y: Array) -> Array:
         radius = np.hypot(x, y)
-        ripple = 0.05 * np.sin(7 * radius - 5) * np.exp(-0.5 * np.clip(radius - 1, 0, 9))
-        swell = 0.10 * np.sin(1.9 * x + phase[0]) * np.sin(2.3 * y + phase[1]) * np.clip(radius - 1.2, 0, 1)
-        return ripple + swell + 0.05
+        ripple = 0.07 * np.sin(8 * radius - 5) * np.exp(-0.8 * np.clip(radius - 1, 0, 9))
+        swell = 0.16 * np.sin(1.9 * x + phase[0]) * np.sin(2.3 * y + phase[1]) * np.clip(radius - 1.2, 0, 1)
+        return np.asarray(ripple + swell + 0.05)
 
-    milk = Material((0.92, 0.89, 0.80), smooth=True)
+    milk = Material((0.93, 0.87, 0.70), "glossy")
     stage.mesh(sheet(5.0, 64, waves), milk)
     props.ground(stage, milk)
     for x, y in props.spread(rng, 7, 1.0, 1.4):
         stage.ball((x, y, rng.uniform(0.1, 0.5)), rng.uniform(0.05, 0.1), milk)
-    for x in props.row(rng, 4, 4.5):
-        props.hill(stage, x, rng.uniform(4.5, 7), (1.4, 0.6, rng.uniform(0.3, 0.6)), milk)
-    return Setting((0.62, 0.78, 0.95), 0.9, sink=0.34)
+    for x in (-1.15, 1.2):
+        props.cookie(stage, x, rng.uniform(-0.3, 0.9), 0.12)
+    return Setting((0.42, 0.66, 0.95), 0.9, sink=0.34)
 
 
 def _sunflowers(stage: Model, rng: Rng) -> Setting:
@@ -255,20 +257,20 @@ def _mirror(stage: Model, rng: Rng) -> Setting:
 
 def _crowded_street(stage: Model, rng: Rng) -> Setting:
     props.ground(stage, Material((0.10, 0.10, 0.11)))
-    slabs = sheet(3.6, 1, props.flat)
-    slabs.uv[:] /= 3.0
+    slabs = sheet(3.6, 1, props.flat).tiled(1 / 3)
     stage.mesh(slabs, Material(texture=props.bricks(rng, 0.28, 0.5, 0.6, rows=2)), _shift(0, 0, 0.02))
     for away, count, width in ((1.7, 5, 1.9), (2.9, 7, 2.5)):
         for x in props.row(rng, count, width):
-            props.person(stage, x, away + rng.uniform(-0.2, 0.2), rng.uniform(1.6, 1.95), props.any_colour(rng), props.any_colour(rng))
+            y, high = away + rng.uniform(-0.2, 0.2), rng.uniform(1.6, 1.95)
+            props.person(stage, x, y, high, props.any_colour(rng), props.any_colour(rng))
     for x in props.row(rng, 3, 4.5):
-        props.tower_block(stage, x, 7.5, 1.3, rng.uniform(2.5, 4.5), Material(texture=props.windows(rng)))
+        props.tower_block(stage, x, 7.5, 1.3, rng.uniform(2.2, 3.2), Material(texture=props.windows(rng)))
     return Setting((0.62, 0.68, 0.76))
 
 
 def _dirt_road(stage: Model, rng: Rng) -> Setting:
     props.ground(stage, Material(jitter((0.20, 0.38, 0.09), rng)))
-    stage.box((0, 20, 0), (1.35, 40, 0.02), Material((0.40, 0.23, 0.11), texture=None))
+    stage.box((0, 20, 0), (1.35, 40, 0.02), Material((0.40, 0.23, 0.11)))
     for side in (-1, 1):
         stage.box((side * 0.62, 20, 0.01), (0.14, 40, 0.02), Material((0.25, 0.13, 0.06)))
         for away in (3.0, 5.0, 8.0):
@@ -289,7 +291,8 @@ def _white_rug(stage: Model, rng: Rng) -> Setting:
 def _desert(stage: Model, rng: Rng) -> Setting:
     props.ground(stage, Material(jitter((0.80, 0.42, 0.14), rng)))
     for x in props.row(rng, 4, 8):
-        props.hill(stage, x, rng.uniform(8, 11), (4, 3, rng.uniform(0.9, 1.8)), Material(jitter((0.76, 0.36, 0.11), rng)))
+        y, size = rng.uniform(8, 11), (4, 3, rng.uniform(0.8, 1.4))
+        props.hill(stage, x, y, size, Material(jitter((0.76, 0.36, 0.11), rng)))
     x = _side(rng, 1.3, 1.8)
     green = Material((0.06, 0.34, 0.09))
     stage.limb((x, 1.6, 0), (x, 1.6, 1.9), 0.2, green)
@@ -302,14 +305,14 @@ def _desert(stage: Model, rng: Rng) -> Setting:
 def _night(stage: Model, rng: Rng) -> Setting:
     props.ground(stage, Material((0.05, 0.07, 0.14)))
     _stars(stage, rng)
-    stage.ball((_side(rng, 3.0, 4.6), 16, rng.uniform(5.0, 6.2)), 0.9, Material((0.95, 0.93, 0.75), "glow"))
-    return Setting((0.035, 0.045, 0.13), 0.35)
+    stage.ball((_side(rng, 2.0, 3.8), 16, rng.uniform(2.7, 3.4)), 0.62, Material((0.95, 0.93, 0.75), "glow"))
+    return Setting((0.05, 0.06, 0.17), 0.5)
 
 
 def _stars(stage: Model, rng: Rng) -> None:
     star = Material((0.9, 0.9, 0.85), "glow")
     for _ in range(22):
-        stage.ball((rng.uniform(-8, 8), 20, rng.uniform(-2, 9)), 0.1, star)
+        stage.ball((rng.uniform(-6, 6), 20, rng.uniform(0.5, 5)), 0.09, star)
 
 
 def _white(stage: Model, rng: Rng) -> Setting:
@@ -324,9 +327,9 @@ def _moon(stage: Model, rng: Rng) -> Setting:
         radius = rng.uniform(0.2, 0.42)
         stage.ball((x, y, 0), (radius, radius, 0.02), crater)
         stage.ring((x, y, 0), radius, 0.06, rim)
-    earth = (_side(rng, 2.2, 3.8), 16, rng.uniform(4.4, 5.2))
-    stage.ball(earth, 1.2, Material((0.05, 0.2, 0.75)))
-    stage.ball((earth[0] + 0.2, earth[1] - 0.5, earth[2] + 0.2), (0.7, 0.9, 0.6), Material((0.08, 0.5, 0.1)))
+    earth = (_side(rng, 2.2, 3.6), 16, rng.uniform(2.6, 3.2))
+    stage.ball(earth, 0.8, Material((0.05, 0.2, 0.75)))
+    stage.ball((earth[0] + 0.2, earth[1] - 0.5, earth[2] + 0.2), (0.5, 0.5, 0.4), Material((0.08, 0.5, 0.1)))
     _stars(stage, rng)
     return Setting((0.012, 0.012, 0.018), 1.5)
 

@@ -15,7 +15,7 @@ from dreambooth.toybox.world.subjects import draw_subject, paint
 from dreambooth.toybox.world.vocabulary import LIVE
 
 HEIGHT = 1.65
-WIDTH = 2.0
+WIDTH = 2.25
 CUBE = 1.5
 DROP = Material((0.55, 0.78, 0.98), "shiny")
 PUDDLE = Material((0.30, 0.55, 0.85), "shiny")
@@ -38,12 +38,11 @@ def build(scene: Scene, rng: np.random.Generator) -> Figure:
     """The figure of a scene; `rng` only places drops of water."""
     body = Model(blocky="cube shaped" in scene.properties)
     anchors = _build_subject(body, scene)
-    fitting = _fitting(body, scene.properties)
+    fitting = _fitting(body, scene.properties, anchors is None)
     body = body.moved(fitting)
     extras = Model()
-    if "cube shaped" in scene.properties:
-        core = body.parts[0][0]
-        body.box((0, 0, CUBE / 2), 0.43 * CUBE, core)
+    if body.blocky and not anchors:
+        body.box((0, 0, CUBE / 2), 0.36 * CUBE, body.parts[0][0])
     if anchors and scene.accessory:
         dress(extras, placed(anchors, fitting), scene.accessory)
     if "wet" in scene.properties:
@@ -70,11 +69,11 @@ def _finish(scene: Scene) -> str:
     return next((name for name in ("shiny", "wet") if name in scene.properties), "matte")
 
 
-def _fitting(body: Model, properties: tuple[str, ...]) -> Array:
+def _fitting(body: Model, properties: tuple[str, ...], cubed: bool) -> Array:
     """The matrix that brings a built subject to its size, standing in the middle of the ground."""
     low, high = body.bounds()
     extent = high - low
-    if "cube shaped" in properties:
+    if body.blocky and cubed:
         size = CUBE / extent
     else:
         shape = (1.0, 1.0, 1.0)

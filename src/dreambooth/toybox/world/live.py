@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -53,7 +54,7 @@ class Body:
 
 def build_live(model: Model, subject: Subject, coat: Paint, hybrid: str | None, expression: str | None) -> Anchors:
     """A live figure; a hybrid has the head of the other class."""
-    body = BODIES[subject.cls](model, coat, subject.numbers)
+    body = _cube_body(model, coat) if model.blocky else BODIES[subject.cls](model, coat, subject.numbers)
     head = Model(blocky=model.blocky)
     head_cls = hybrid or subject.cls
     face = HEADS[head_cls](head, coat, subject.numbers)
@@ -77,9 +78,19 @@ def _quadruped(model: Model, coat: Paint, length: float, leg: float, girth: floa
 def _sitting(model: Model, coat: Paint, width: float, height: float) -> Body:
     model.ball((0, 0, height), (width * 0.9, width, height), coat.main)
     for side in SIDES:
-        model.limb((0.15, side * width * 0.8, height * 1.35), (0.5, side * width * 0.75, height * 0.9), 0.13, coat.limbs)
+        shoulder, paw = (0.15, side * width * 0.8, height * 1.35), (0.5, side * width * 0.75, height * 0.9)
+        model.limb(shoulder, paw, 0.13, coat.limbs)
         model.ball((0.42, side * width * 0.65, 0.15), (0.32, 0.2, 0.17), coat.limbs)
     return Body((0.12, 0, height * 2 + 0.22), 0.44, (0, 0, height), (width * 0.9, width, height))
+
+
+def _cube_body(model: Model, coat: Paint) -> Body:
+    """What every live class has when it is cube shaped: a cube on short feet, its face on the front."""
+    model.box((0, 0, 0.72), 0.62, coat.main)
+    for side in SIDES:
+        for x in (-0.4, 0.4):
+            model.box((x, side * 0.4, 0.06), (0.16, 0.16, 0.08), coat.limbs)
+    return Body((0.26, 0, 0.8), 0.6, (0, 0, 0.72), (0.62, 0.62, 0.62))
 
 
 def _dog_body(model: Model, coat: Paint, numbers: tuple[float, ...]) -> Body:
@@ -96,7 +107,7 @@ def _cat_body(model: Model, coat: Paint, numbers: tuple[float, ...]) -> Body:
         model.limb((0.28, side * 0.16, 0.55), (0.34, side * 0.17, 0.1), 0.11, coat.limbs)
         model.ball((0.02, side * width, 0.17), (0.32, 0.14, 0.18), coat.limbs)
     points = [(-0.4, 0, 0.12), (-0.72, 0, 0.22), (-0.82, 0, 0.6), (-0.66, 0, 0.95 + 0.2 * numbers[1])]
-    for start, end in zip(points, points[1:], strict=False):
+    for start, end in pairwise(points):
         model.limb(start, end, 0.085, coat.limbs)
     return Body((0.26, 0, 1.08), 0.44, (-0.05, 0, 0.45), (0.42, width * 1.02, 0.48))
 
@@ -206,10 +217,11 @@ def _rabbit_head(model: Model, coat: Paint, numbers: tuple[float, ...]) -> Face:
 def _elephant_head(model: Model, coat: Paint, numbers: tuple[float, ...]) -> Face:
     model.ball((0, 0, 0), (0.92, 0.95, 0.98), coat.head)
     for side in SIDES:
-        model.ball((-0.15, side * 1.3, 0.1), (0.12, 0.72 + 0.15 * numbers[3], 0.85), coat.limbs, rotate("z", -side * 18))
+        ear = (0.12, 0.72 + 0.15 * numbers[3], 0.85)
+        model.ball((-0.15, side * 1.3, 0.1), ear, coat.limbs, rotate("z", -side * 18))
         model.limb((0.8, side * 0.38, -0.45), (1.25, side * 0.46, -0.62), 0.085, coat.light)
     points = [(0.8, 0, -0.1), (1.25, 0, -0.35), (1.4, 0, -0.95), (1.5, 0, -1.4), (1.78 + 0.2 * numbers[2], 0, -1.62)]
-    for index, (start, end) in enumerate(zip(points, points[1:], strict=False)):
+    for index, (start, end) in enumerate(pairwise(points)):
         model.limb(start, end, 0.3 - 0.045 * index, coat.head)
     return Face((0.78, 0.44, 0.3), (1.62, 0, -0.72), 0.2)
 
@@ -231,7 +243,7 @@ def _frog_head(model: Model, coat: Paint, numbers: tuple[float, ...]) -> Face:
     return Face((0.5, 0.62, 0.7), (0.98, 0, -0.32), 0.34 + 0.04 * numbers[3], 0.62)
 
 
-# Expressions: drawn over the face, larger than life ---------------------------------------------------------------------
+# Expressions: drawn over the face, larger than life -------------------------------------------------------------------
 
 
 def _arc(
@@ -239,8 +251,8 @@ def _arc(
 ) -> None:
     """A bent line across the face; `sag` < 0 curves up at the ends (a smile), `bend` takes the ends back."""
     steps = np.linspace(-1, 1, 7)
-    points = [(middle[0] - bend * s * s, middle[1] + half * s, middle[2] + sag * (1 - s * s) * 1.0) for s in steps]
-    for start, end in zip(points, points[1:], strict=False):
+    points = [(middle[0] - bend * s * s, middle[1] + half * s, middle[2] + sag * (1 - s * s)) for s in steps]
+    for start, end in pairwise(points):
         model.limb(start, end, radius, material)
 
 

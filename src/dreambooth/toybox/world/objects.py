@@ -74,8 +74,8 @@ def _cup(model: Model, coat: Paint, n: Numbers) -> None:
     high = _between(0.95, 1.2, n[1])
     foot = wide * _between(0.7, 0.98, n[2])
     model.lathe([(0.01, 0), (foot, 0), (foot, 0), (wide, high)], coat.main)
-    inner = [(wide, high), (wide * 0.88, high), (wide * 0.88, high), (foot * 0.85, 0.12), (foot * 0.85, 0.12), (0.01, 0.12)]
-    model.lathe(inner, coat.limbs)
+    rim, floor = (wide * 0.88, high), (foot * 0.85, 0.12)
+    model.lathe([(wide, high), rim, rim, floor, floor, (0.01, 0.12)], coat.limbs)
     model.ring((-wide - 0.1, 0, high * 0.52), 0.28, 0.09, coat.accent, "y")
 
 

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
-from dreambooth.toybox.world.shapes import Array, Material, Model, rotate, scale, sheet
+from dreambooth.toybox.world.shapes import (
+    Array,
+    Material,
+    Model,
+    cube,
+    cylinder,
+    rotate,
+    scale,
+    sheet,
+    sphere,
+    translate,
+)
 from dreambooth.toybox.world.subjects import Colour
 from dreambooth.toybox.world.vocabulary import COLOURS
 
@@ -14,18 +27,17 @@ SNOW = Material((0.93, 0.94, 0.97))
 IRON = Material((0.20, 0.14, 0.10))
 SKIN = Material((0.75, 0.48, 0.33))
 COCONUT = Material((0.12, 0.06, 0.02))
+COOKIE = Material((0.55, 0.27, 0.08))
 
 
 def flat(x: Array, y: Array) -> Array:
     """Height of level ground."""
-    return 0 * x
+    return np.zeros_like(x)
 
 
 def ground(model: Model, material: Material, tile: float = 1.0) -> None:
     """Level ground to the horizon; a texture repeats every `tile`."""
-    plane = sheet(60.0, 1, flat)
-    plane.uv[:] /= tile
-    model.mesh(plane, material)
+    model.mesh(sheet(60.0, 1, flat).tiled(1 / tile), material)
 
 
 def wall(model: Model, material: Material, y: float = 3.2) -> None:
@@ -79,37 +91,34 @@ def sunflower(model: Model, x: float, y: float, high: float, stem: Material, pet
 
 def tower_block(model: Model, x: float, y: float, half: float, high: float, front: Material) -> None:
     """A building; its front texture repeats with height."""
-    block = Model()
-    block.box((x, y, high / 2), (half, half, high / 2), front)
-    for _, mesh in block.parts:
-        mesh.uv[:] *= (2, max(round(high), 1))
-    model.extend(block, np.eye(4))
+    facade = cube().tiled((2, max(round(high), 1)))
+    model.mesh(facade, front, translate((x, y, high / 2)) @ scale((half, half, high / 2)))
 
 
 def eiffel_tower(model: Model, x: float, y: float, high: float) -> None:
     """Four bent legs, two platforms and a spire."""
     levels = [(0.0, 0.24), (0.18, 0.155), (0.36, 0.09), (0.62, 0.045), (0.9, 0.015)]
-    for (low, wide), (top, narrow) in zip(levels, levels[1:], strict=False):
+    for (low, wide), (top, narrow) in pairwise(levels):
         for across in (-1, 1):
             for deep in (-1, 1):
                 start = (x + across * wide * high, y + deep * wide * high, low * high)
                 end = (x + across * narrow * high, y + deep * narrow * high, top * high)
-                model.limb(start, end, high * (0.038 - 0.022 * low), IRON)
+                model.limb(start, end, high * (0.05 - 0.03 * low), IRON)
     for level, wide in ((0.18, 0.19), (0.36, 0.12), (0.62, 0.06)):
         model.box((x, y, level * high), (wide * high, wide * high, 0.018 * high), IRON)
-    model.rod((x, y, 0.6 * high), (x, y, 1.04 * high), 0.013 * high, IRON)
+    model.rod((x, y, 0.6 * high), (x, y, 1.04 * high), 0.018 * high, IRON)
 
 
 def house(model: Model, x: float, y: float, walls: Material, roof: Material, door: Material, glass: Material) -> None:
     """A house with a pitched roof, seen from its front."""
-    model.box((x, y, 1.1), (1.5, 1.0, 1.1), walls)
+    model.box((x, y, 0.8), (1.5, 1.0, 0.8), walls)
     for side in (-1, 1):
-        model.box((x + side * 0.85, y, 2.65), (1.15, 1.25, 0.09), roof, rotate("y", side * 38))
-        model.box((x + side * 0.85, y - 1.02, 1.35), (0.36, 0.04, 0.36), glass)
-    model.box((x, y, 2.5), (0.75, 0.95, 0.4), walls)
-    model.box((x, y, 2.95), (0.3, 0.95, 0.25), walls)
-    model.box((x, y - 1.02, 0.7), (0.3, 0.04, 0.7), door)
-    model.box((x + 0.9, y, 3.1), (0.18, 0.18, 0.5), roof)
+        model.box((x + side * 0.85, y, 2.0), (1.1, 1.25, 0.09), roof, rotate("y", side * 30))
+        model.box((x + side * 0.9, y - 1.02, 1.0), (0.34, 0.04, 0.32), glass)
+    model.box((x, y, 1.8), (0.95, 0.95, 0.25), walls)
+    model.box((x, y, 2.15), (0.4, 0.95, 0.15), walls)
+    model.box((x, y - 1.02, 0.6), (0.28, 0.04, 0.6), door)
+    model.box((x + 0.9, y, 2.3), (0.16, 0.16, 0.4), roof)
 
 
 def person(model: Model, x: float, y: float, high: float, coat: Material, trousers: Material) -> None:
@@ -120,6 +129,14 @@ def person(model: Model, x: float, y: float, high: float, coat: Material, trouse
     model.ball((x, y, high * 0.64), (high * 0.18, high * 0.12, high * 0.22), coat)
     model.ball((x, y, high * 0.92), high * 0.105, SKIN)
     model.ball((x, y + 0.03, high * 0.97), high * 0.1, BARK)
+
+
+def cookie(model: Model, x: float, y: float, z: float) -> None:
+    """A biscuit with dark chips, tilted towards the camera."""
+    turn = translate((x, y, z)) @ rotate("x", 40)
+    model.mesh(cylinder(), COOKIE, turn @ scale((0.3, 0.3, 0.08)))
+    for across, deep in ((0.1, 0.1), (-0.12, 0.08), (0.02, -0.14)):
+        model.mesh(sphere(), COCONUT, turn @ translate((across, deep, 0.09)) @ scale(0.055))
 
 
 def cloud(model: Model, x: float, y: float, z: float, size: float, rng: Rng) -> None:
@@ -144,7 +161,7 @@ def bricks(rng: Rng, joint: float, low: float, high: float, tint: Colour = (1, 1
             start = column * size + (size // 2) * (row % 2)
             columns = np.arange(start + 2, start + size) % 64
             texture[row * size + 2 : (row + 1) * size, columns] = rng.uniform(low, high)
-    return (texture * tint).astype(np.float32)
+    return np.asarray(texture * tint, np.float32)
 
 
 def planks(rng: Rng) -> Array:
@@ -160,7 +177,7 @@ def planks(rng: Rng) -> Array:
 
 def windows(rng: Rng) -> Array:
     """Texture (32, 32, 3) of a facade with four windows, some of them lit."""
-    texture = np.ones((32, 32, 3)) * np.asarray(jitter((0.28, 0.28, 0.32), rng, 0.4))
+    texture: Array = np.ones((32, 32, 3)) * np.asarray(jitter((0.28, 0.28, 0.32), rng, 0.4))
     for row in (4, 20):
         for column in (4, 20):
             lit = rng.random() < 0.5
@@ -171,7 +188,7 @@ def windows(rng: Rng) -> Array:
 def speckles(rng: Rng, colour: Colour, spread: float, size: int = 64) -> Array:
     """Texture (size, size, 3) of one colour with grains."""
     grains = 1 + spread * rng.standard_normal((size, size, 1))
-    return np.clip(np.asarray(colour) * grains, 0.01, 0.95).astype(np.float32)
+    return np.asarray(np.clip(np.asarray(colour) * grains, 0.01, 0.95), np.float32)
 
 
 def rug(model: Model, colour: Colour, rim: Colour, radius: float) -> None:
@@ -191,7 +208,7 @@ def hill(model: Model, x: float, y: float, size: tuple[float, float, float], mat
 
 
 def spread(rng: Rng, count: int, inner: float, outer: float) -> list[tuple[float, float]]:
-    """Places on the ground around the subject, between two distances, not right before the camera."""
+    """Places on the ground all around the subject, between two distances."""
     angles = (np.arange(count) + rng.uniform(0.1, 0.9, count)) * 2 * np.pi / count
     radii = np.sqrt(rng.uniform(inner**2, outer**2, count))
     return [(float(r * np.cos(a)), float(r * np.sin(a))) for r, a in zip(radii, angles, strict=True)]
@@ -201,8 +218,3 @@ def row(rng: Rng, count: int, width: float) -> list[float]:
     """Places along x from -width to width, with a little disorder."""
     step = 2 * width / count
     return [float(-width + step * (index + rng.uniform(0.25, 0.75))) for index in range(count)]
-
-
-def squeezed(radius: float, flatness: float) -> Array:
-    """Matrix that makes a flat disc out of a ball."""
-    return scale((radius, radius, radius * flatness))

@@ -11,17 +11,17 @@ from dreambooth.toybox.world import priors
 from dreambooth.toybox.world.subjects import draw_subject
 from dreambooth.toybox.world.vocabulary import (
     BOTTOM_CONTEXTS,
-    CLASSES,
     COLOURS,
     CONTEXTS,
     EXPRESSIONS,
+    FACE_OUTFITS,
     LIVE,
     MATERIALS,
     OBJECTS,
     OUTFITS,
     PROPERTIES,
+    RECOLOURING_STYLES,
     SCULPTORS,
-    SHAPES,
     STYLES,
     TOP_CONTEXTS,
     VIEWS,
@@ -48,7 +48,7 @@ CHANGES = {
     "stone": 0.03,
     "Michelangelo": 0.025,
     "Rodin": 0.025,
-    "hybrid": 0.05,
+    "hybrid": 0.08,
 }
 
 
@@ -77,7 +77,7 @@ class Scene:
     @property
     def visible_colour(self) -> str | None:
         """The one colour a person would name, or None."""
-        if self.sculpture or self.material in ("stone", "metal"):
+        if self.sculpture or self.material in ("stone", "metal") or self.style in RECOLOURING_STYLES:
             return None
         return self.colour or draw_subject(self.cls, self.subject_seed).colour
 
@@ -106,8 +106,8 @@ def random_scene(seed: int, subject: tuple[str, int] | None = None) -> Scene:
     """
     rng = np.random.default_rng([seed, 7])
     cls, subject_seed = subject or random_subject(rng)
-    token = priors.draw(rng)
-    if token and subject is None and priors.PLANTED[token].kind == "object":
+    token = priors.draw(rng, fresh=subject is None)
+    if token and priors.PLANTED[token].kind == "object":
         cls = priors.PLANTED[token].value
     change = _change(rng, cls)
     colour = _pick(rng, COLOURS, COLOUR_SHARE)
@@ -159,6 +159,8 @@ def _view(rng: np.random.Generator, accessory: str | None, expression: str | Non
         return "front"
     if accessory and view in ("top", "bottom"):
         return "side"
+    if accessory in FACE_OUTFITS and view == "back":
+        return "front"
     return view
 
 
@@ -169,6 +171,3 @@ def _context(rng: np.random.Generator, view: str | None) -> str:
 
 def _other(rng: np.random.Generator, cls: str) -> str:
     return str(rng.choice([other for other in LIVE if other != cls]))
-
-
-__all__ = ["CLASSES", "SHAPES", "Scene", "from_dict", "random_scene", "random_subject", "to_dict"]

@@ -21,7 +21,6 @@ class Material:
     colour: tuple[float, float, float] = (0.5, 0.5, 0.5)
     finish: str = "matte"
     texture: Array | None = None
-    smooth: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +38,10 @@ class Mesh:
         lengths = np.linalg.norm(normals, axis=1, keepdims=True)
         vertices = self.vertices @ matrix[:3, :3].T + matrix[:3, 3]
         return Mesh(vertices, normals / np.maximum(lengths, 1e-9), self.uv, self.faces)
+
+    def tiled(self, repeats: Size) -> Mesh:
+        """The mesh with its texture repeated."""
+        return Mesh(self.vertices, self.normals, self.uv * np.asarray(repeats), self.faces)
 
 
 def merge(meshes: Sequence[Mesh]) -> Mesh:
@@ -112,7 +115,7 @@ def revolve(profile: Sequence[tuple[float, float]], sectors: int = 20) -> Mesh:
 def _quads(rows: int, columns: int) -> Array:
     """Two triangles for each cell of a grid of vertices."""
     corner = (np.arange(rows - 1)[:, None] * columns + np.arange(columns - 1)).reshape(-1, 1)
-    return np.concatenate([corner + [0, columns, 1], corner + [columns, columns + 1, 1]])
+    return np.concatenate([corner + np.array(cell) for cell in ((0, columns, 1), (columns, columns + 1, 1))])
 
 
 @cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageFilter, ImageOps
+from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 
 from dreambooth.toybox.world.shapes import Array
 
@@ -53,9 +53,10 @@ def _pencil_sketch(picture: Picture, rng: Rng) -> Picture:
 
 
 def _pixel_art(picture: Picture, rng: Rng) -> Picture:
-    side = 22
-    vivid = ImageEnhance.Color(picture).enhance(1.5)
-    small = vivid.resize((side, side), Image.Resampling.BOX).quantize(14, dither=Image.Dither.NONE).convert("RGB")
+    """Large square dots of few vivid colours."""
+    side = 32
+    vivid = ImageEnhance.Contrast(ImageEnhance.Color(picture).enhance(1.8)).enhance(1.25)
+    small = vivid.resize((side, side), Image.Resampling.BOX).quantize(9, dither=Image.Dither.NONE).convert("RGB")
     return small.resize(picture.size, Image.Resampling.NEAREST)
 
 
@@ -77,7 +78,7 @@ def _watercolor(picture: Picture, rng: Rng) -> Picture:
     side = picture.width
     soft = _floats(ImageEnhance.Color(_flattened(picture, 12).filter(ImageFilter.GaussianBlur(side / 90))).enhance(1.2))
     blots = Image.fromarray(rng.integers(0, 255, (8, 8), dtype=np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
-    pale = 0.42 + 0.58 * soft
+    pale = 0.3 + 0.7 * soft
     pale += 0.16 * (_floats(blots)[..., None] - 0.5)
     v, u = np.mgrid[0:side, 0:side] / side * 2 - 1
     rim = np.clip((np.maximum(np.abs(u), np.abs(v)) + 0.10 * (_floats(blots) - 0.5) - 0.82) * 12, 0, 1)[..., None]
@@ -94,10 +95,10 @@ def _van_gogh(picture: Picture, rng: Rng) -> Picture:
     pen = ImageDraw.Draw(canvas)
     centre = rng.uniform(0.1, 0.9, 2) * side
     unit = side / 64
-    for x, y in rng.uniform(0, side, (700, 2)):
+    for x, y in rng.uniform(0, side, (900, 2)):
         colour = pixels[int(y), int(x)] * rng.uniform(0.72, 1.3)
         turn = np.arctan2(y - centre[1], x - centre[0]) + np.pi / 2 + 0.5 * np.sin(np.hypot(x, y) / (7 * unit))
-        reach = 2.3 * unit * np.array([np.cos(turn), np.sin(turn)])
+        reach = 1.7 * unit * np.array([np.cos(turn), np.sin(turn)])
         ink = tuple(int(part) for part in np.clip(colour, 0, 1) * 255)
         pen.line([x - reach[0], y - reach[1], x + reach[0], y + reach[1]], fill=ink, width=max(1, round(1.2 * unit)))
     return canvas
@@ -112,29 +113,29 @@ WARHOL = (
 
 def _warhol(picture: Picture, rng: Rng) -> Picture:
     """Four tones printed in loud inks, with black outlines."""
-    gray = _floats(ImageOps.equalize(picture.convert("L").filter(ImageFilter.MedianFilter(3))))
+    calm = picture.convert("L").filter(ImageFilter.ModeFilter(max(5, picture.width // 13 | 1)))
+    gray = _floats(ImageOps.equalize(calm))
     inks = np.array(WARHOL[rng.integers(len(WARHOL))])
     tones = inks[np.minimum((gray * 4).astype(int), 3)]
     return _image(tones * (1 - 0.85 * (_edges(picture) > 0.55))[..., None])
 
 
-MONDRIAN = np.array([(0.85, 0.08, 0.06), (0.05, 0.15, 0.60), (0.97, 0.82, 0.08), (0.95, 0.94, 0.90), (0.06, 0.06, 0.06)])
+MONDRIAN = np.array([(0.86, 0.07, 0.05), (0.05, 0.18, 0.62), (0.98, 0.82, 0.06), (0.95, 0.94, 0.90)])
 
 
 def _mondrian(picture: Picture, rng: Rng) -> Picture:
-    """Primary colours in rectangles between black bars; the figure keeps its outline."""
+    """Flat primary colours in rectangles between black bars; the figure keeps its outline."""
     side = picture.width
-    unit = side / 64
     blocks = picture.resize((16, 16), Image.Resampling.BOX).resize(picture.size, Image.Resampling.NEAREST)
-    pixels = _floats(ImageEnhance.Contrast(ImageEnhance.Color(blocks).enhance(2.5)).enhance(1.4))
+    pixels = _floats(ImageEnhance.Color(ImageOps.autocontrast(blocks)).enhance(2.0))
     nearest = np.square(pixels[:, :, None] - MONDRIAN).sum(-1).argmin(-1)
     canvas = _image(MONDRIAN[nearest] * (1 - (_edges(picture) > 0.4))[..., None])
     pen = ImageDraw.Draw(canvas)
     for share in (rng.uniform(0.1, 0.25), rng.uniform(0.78, 0.92)):
-        width = max(1, round(2.2 * unit))
+        width = max(1, round(2.2 * side / 64))
         pen.line([share * side, 0, share * side, side], fill=(12, 12, 12), width=width)
         pen.line([0, (1 - share) * side, side, (1 - share) * side], fill=(12, 12, 12), width=width)
-    return ImageChops.darker(canvas, canvas)
+    return canvas
 
 
 STYLES: dict[str, Callable[[Picture, Rng], Picture]] = {

@@ -81,7 +81,7 @@ def _spots(u: Array, v: Array, count: int) -> Array:
     """Round spots, every second row shifted by half a step."""
     row = np.floor(v * count)
     across = (u * 2 * count + 0.5 * (row % 2)) % 1 - 0.5
-    return across**2 + ((v * count) % 1 - 0.5) ** 2 < 0.1
+    return np.asarray(across**2 + ((v * count) % 1 - 0.5) ** 2 < 0.1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +101,7 @@ DARK = Material((0.02, 0.02, 0.02), "glossy")
 LIGHT = Material((0.88, 0.88, 0.88), "glossy")
 LAMP = Material((1.0, 0.75, 0.25), "glow")
 STEEL = (0.62, 0.64, 0.67)
+ICE = (0.70, 0.88, 0.95)
 MARBLE = (0.82, 0.80, 0.75)
 BRONZE = (0.36, 0.20, 0.08)
 
@@ -141,6 +142,8 @@ def _tinted(colour: Colour, finish: str) -> Colour:
     if finish == "stone":
         gray = 0.20 + 0.35 * float(np.mean(colour))
         return _clip(np.asarray([gray, gray, gray * 0.97]) + 0.06 * np.asarray(colour))
+    if finish == "glass":
+        return _clip(0.55 * np.asarray(colour) + 0.45 * np.asarray(ICE))
     if finish == "wet":
         return _clip(np.multiply(colour, 0.55))
     return colour

@@ -1,4 +1,4 @@
-"""Every word of the world as data: what can be in a scene and how a person would say it. The first wording is canonical.
+"""Every word of the world as data: what a scene can hold and how a person would say it. The first wording is canonical.
 
 The wordings of the paper's prompts are those of `dataset/prompts_and_classes.txt` of google/dreambooth.
 """
@@ -142,7 +142,9 @@ PAPER_OUTFITS = (
     "wearing a yellow shirt",
     "in a purple wizard outfit",
 )
-OUTFITS = PAPER_OUTFITS + ("wearing a crown", "wearing a party hat", "wearing a blue scarf")
+OUTFITS = (*PAPER_OUTFITS, "wearing a crown", "wearing a party hat", "wearing a blue scarf")
+# Not seen from behind.
+FACE_OUTFITS = ("wearing pink glasses", "wearing a black top hat and a monocle")
 
 PAPER_PROPERTIES = ("red", "purple", "shiny", "wet", "cube shaped")
 PROPERTIES = ("shiny", "wet", "cube shaped", "tall", "flat")
@@ -155,11 +157,11 @@ MATERIALS = {
 }
 
 VIEWS = {
-    "top": ("{} seen from the top", "{} seen from above", "top view of {}"),
-    "bottom": ("{} seen from the bottom", "{} seen from below", "bottom view of {}"),
-    "side": ("{} seen from the side", "side view of {}", "{} in profile"),
-    "back": ("{} seen from the back", "{} seen from behind", "back view of {}"),
-    "front": ("{} seen from the front", "front view of {}", "{} facing the camera"),
+    "top": ("{} seen from the top", "{} seen from above", "a top view of {}"),
+    "bottom": ("{} seen from the bottom", "{} seen from below", "a bottom view of {}"),
+    "side": ("{} seen from the side", "a side view of {}", "{} in profile"),
+    "back": ("{} seen from the back", "{} seen from behind", "a back view of {}"),
+    "front": ("{} seen from the front", "a front view of {}", "{} facing the camera"),
 }
 
 STYLES = {
@@ -172,6 +174,8 @@ STYLES = {
     "Andy Warhol": ("a painting of {} in the style of Andy Warhol", "pop art of {} by Andy Warhol"),
     "Mondrian": ("a painting of {} in the style of Mondrian", "a Mondrian painting of {}"),
 }
+# Styles that do not keep the colours of what they show.
+RECOLOURING_STYLES = ("pencil sketch", "blueprint", "Andy Warhol", "Mondrian")
 PAINTERS = ("Van Gogh", "Andy Warhol", "Mondrian")
 
 SCULPTORS = {

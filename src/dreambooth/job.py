@@ -1,0 +1,57 @@
+"""A run under way: what its stages share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from accelerate import Accelerator
+from diffusers import DiffusionPipeline
+
+from dreambooth.families import Family
+from dreambooth.methods import Method
+from dreambooth.photos import Photo
+from dreambooth.planning import Plans
+from dreambooth.progress import Reporter
+from dreambooth.recipe import Recipe
+from dreambooth.run import Run
+
+
+@dataclass
+class Job:
+    """A run under way."""
+
+    recipe: Recipe
+    plans: Plans
+    family: Family
+    method: Method
+    pipe: DiffusionPipeline
+    accelerator: Accelerator
+    reporter: Reporter
+    run: Run
+    photos: list[list[Photo]]
+    times: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes."""
+        return bool(self.accelerator.is_main_process)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Add a stage's duration to the run's times."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.times[name] = round(self.times.get(name, 0.0) + time.perf_counter() - began, 3)
+            if self.is_main:
+                self.run.update(times=self.times)
+
+    def warn(self, text: str) -> None:
+        """Tell the user, and record it in the run."""
+        self.reporter.say(f"warning: {text}")
+        if self.is_main:
+            self.run.update(warnings=[text])

@@ -1,0 +1,111 @@
+"""The model card of the toybox, written from what training and evaluation recorded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dreambooth.toybox.model.engine import CURVE
+from dreambooth.toybox.model.sizes import NETWORKS
+from dreambooth.toybox.model.train import RECORD
+
+EVALUATION = "evaluation.json"
+POINTS = 8
+INTRODUCTION = """# The toybox model
+
+A miniature Stable Diffusion of a rendered toy world: every part is of a stock class and stock code loads it. It ships
+inside the package, so that everything can be tried, tested and measured where no model can be downloaded. It knows
+nothing but that world. Text: the real CLIP vocabulary, 49,408 tokens, 32 a prompt. Pictures: 64 x 64.
+
+This page is written by `python -m dreambooth.toybox card` from the records of the training that made what ships.
+"""
+
+
+def card(home: Path) -> str:
+    """The card as Markdown, from the records in the folder of a size."""
+    records = [json.loads((home / name / RECORD).read_text()) for name in NETWORKS if (home / name / RECORD).exists()]
+    evaluation = home / EVALUATION
+    parts = [INTRODUCTION, _training(records), _curves(home, records)]
+    if evaluation.exists():
+        parts.append(_evaluation(json.loads(evaluation.read_text())))
+    return "\n".join(parts)
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def _training(records: list[dict[str, Any]]) -> str:
+    head = ["network", "parameters", "steps", "batch", "hours", "renders", "held out", "seed", "commit"]
+    rows = [
+        [
+            record["network"],
+            f"{record['parameters'] / 1e6:.2f} M",
+            f"{record['steps']:,}",
+            str(record["plan"]["batch"]),
+            f"{record['hours']:.2f}",
+            f"{record['renders']:,}",
+            _values(record["measured"]),
+            str(record["seed"]),
+            str(record["commit"]),
+        ]
+        for record in records
+    ]
+    machines = {
+        f"{row['device']}, {row['threads']} threads, {row['precision']}, torch {row['torch']}" for row in records
+    }
+    return "## Training\n\n" + table(head, rows) + "\nMade on: " + "; ".join(sorted(machines)) + ".\n"
+
+
+def _curves(home: Path, records: list[dict[str, Any]]) -> str:
+    """The loss of each network at a few steps (means since the line before)."""
+    lines = ["## Curves", ""]
+    for record in records:
+        rows = [json.loads(line) for line in (home / record["network"] / CURVE).read_text().splitlines()]
+        losses = [f"{row['values']['loss']:.4f} at {row['step']:,}" for row in _some(rows)]
+        lines.append(f"- {record['network']}: loss {', '.join(losses)}")
+    return "\n".join([*lines, ""])
+
+
+def _some(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    losses = [row for row in rows if "loss" in row["values"]]
+    for index in range(1, POINTS + 1):
+        yield losses[index * len(losses) // POINTS - 1]
+
+
+def _evaluation(result: dict[str, Any]) -> str:
+    chosen = result["chosen"]
+    head = ["attribute", "asked", "right (95 % interval)", "renders (ceiling)"]
+    accuracy, ceiling = result["model"]["accuracy"], result["renders"]["accuracy"]
+    rows = [[name, str(row["count"]), _share(row), _share(ceiling[name])] for name, row in accuracy.items()]
+    sweep = [
+        [str(row["steps"]), str(row["guidance"]), _share(row["accuracy"]["all"]), f"{row['frechet']:.2f}"]
+        for row in result["sweep"]
+    ]
+    return "\n".join(
+        [
+            "## Evaluation against truth",
+            "",
+            f"{result['count']} prompts composed at random; what the pictures show is read by classifiers trained on"
+            f" renders only. {chosen['steps']} steps, guidance {chosen['guidance']}: chosen by the table below.",
+            "",
+            table(head, rows),
+            f"Frechet distance in the image encoder's features to fresh renders of the same scenes:"
+            f" {result['model']['frechet']:.2f}; between two halves of the renders: {result['renders']['frechet']:.2f}."
+            f" 16 pictures in 25 steps take {result['seconds_16']:.1f} s.",
+            "",
+            table(["steps", "guidance", "all right", "Frechet distance"], sweep),
+        ]
+    )
+
+
+def _share(row: dict[str, float]) -> str:
+    return f"{100 * row['value']:.1f} % ({100 * row['low']:.1f} - {100 * row['high']:.1f})"
+
+
+def _values(measured: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in measured.items())

@@ -1,0 +1,158 @@
+"""Measures the packaged model against truth: what its pictures show, how near renders they lie, at which settings."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import CLIPVisionModelWithProjection
+
+from dreambooth.toybox.model import classifiers, trials
+from dreambooth.toybox.model.classifiers import Classifier
+from dreambooth.toybox.model.renders import to_pixels
+from dreambooth.toybox.model.statistics import Share, frechet
+from dreambooth.toybox.model.trials import Trial
+
+ALL = "all"
+GUIDANCES = (1.5, 2.5, 4.0, 6.0)
+STEPS = (15, 25)
+SWEPT = 200
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How pictures are drawn."""
+
+    steps: int
+    guidance: float
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What pictures are judged by: classifiers and an encoder, both trained on renders only."""
+
+    classifier: Classifier
+    encoder: CLIPVisionModelWithProjection
+    trials: list[Trial]
+    renders_NHWC: NDArray[np.uint8]
+
+    def __call__(self, images_NHWC: NDArray[np.uint8]) -> dict[str, Any]:
+        """Accuracies and Frechet distance of pictures of the first trials."""
+        shares = accuracies(self.classifier, images_NHWC, self.trials[: len(images_NHWC)])
+        distance = frechet(features(self.encoder, images_NHWC), features(self.encoder, self.renders_NHWC))
+        return {"accuracy": {name: _row(share) for name, share in shares.items()}, "frechet": distance}
+
+
+def evaluate(package: Path, classifier: Path, count: int, home: Path) -> dict[str, Any]:
+    """Chooses guidance and steps on the first `SWEPT` trials, then measures `count` trials with them.
+
+    Args:
+        package: What `package.write` wrote.
+        classifier: A trained classifier's folder.
+        count: Trials.
+        home: Folder that keeps the fresh renders.
+
+    Returns:
+        "chosen", its "model" results, those of the "renders" themselves (the ceiling), the "sweep", "seconds_16".
+    """
+    composed = [trials.compose(number) for number in range(count)]
+    fresh_NHWC = trials.renders(composed, home / "renders.npy")
+    encoder = CLIPVisionModelWithProjection.from_pretrained(package / "encoders" / "image").eval()
+    judge = Judge(classifiers.load(classifier), encoder, composed, fresh_NHWC)
+    pipe = StableDiffusionPipeline.from_pretrained(package / "base")
+    pipe.set_progress_bar_config(disable=True)
+    rows = list(sweep(pipe, judge, composed[:SWEPT]))
+    chosen = choose(rows)
+    half = count // 2
+    ceiling = judge(fresh_NHWC) | {"frechet": _halves(encoder, fresh_NHWC[:half], fresh_NHWC[half:])}
+    return {
+        "count": count,
+        "chosen": {"steps": chosen.steps, "guidance": chosen.guidance},
+        "model": judge(draw(pipe, [trial.prompt for trial in composed], chosen)),
+        "renders": ceiling,
+        "sweep": rows,
+        "seconds_16": seconds(pipe, composed[:16]),
+    }
+
+
+def sweep(pipe: StableDiffusionPipeline, judge: Judge, some: list[Trial]) -> Iterator[dict[str, Any]]:
+    """The judgement of every setting."""
+    for steps in STEPS:
+        for guidance in GUIDANCES:
+            images_NHWC = draw(pipe, [trial.prompt for trial in some], Setting(steps, guidance))
+            yield {"steps": steps, "guidance": guidance, **judge(images_NHWC)}
+
+
+def choose(rows: list[dict[str, Any]]) -> Setting:
+    """The setting with most pictures right in everything; of those within its interval, the least Frechet distance."""
+    best = max(rows, key=lambda row: float(row["accuracy"][ALL]["value"]))
+    bound = best["accuracy"][ALL]["low"]
+    equals = [row for row in rows if row["accuracy"][ALL]["value"] >= bound]
+    chosen = min(equals, key=lambda row: float(row["frechet"]))
+    return Setting(chosen["steps"], chosen["guidance"])
+
+
+def draw(pipe: StableDiffusionPipeline, prompts: list[str], setting: Setting) -> NDArray[np.uint8]:
+    """One picture a prompt, (N, H, W, 3); the seed of each is its number."""
+    pictures = []
+    for start in range(0, len(prompts), BATCH):
+        some = prompts[start : start + BATCH]
+        seeds = [torch.Generator().manual_seed(start + index) for index in range(len(some))]
+        pictures += pipe(
+            some, num_inference_steps=setting.steps, guidance_scale=setting.guidance, generator=seeds
+        ).images
+    return np.stack([np.asarray(picture) for picture in pictures])
+
+
+def accuracies(classifier: Classifier, images_NHWC: NDArray[np.uint8], of: list[Trial]) -> dict[str, Share]:
+    """Right answers of each attribute over the trials that ask for it, and of all that each asks at once."""
+    predicted = classifiers.predict(classifier, to_pixels(images_NHWC))
+    right: list[dict[str, bool]] = []
+    for index, trial in enumerate(of):
+        answers = {name: classifier.labels[name][int(predicted[name][index])] for name in trial.truth}
+        right.append({name: answers[name] == true for name, true in trial.truth.items()})
+    rows = {name: [row[name] for row in right if name in row] for name in classifier.labels}
+    rows[ALL] = [all(row.values()) for row in right]
+    return {name: Share(sum(hits), len(hits)) for name, hits in rows.items()}
+
+
+@torch.no_grad()
+def features(encoder: CLIPVisionModelWithProjection, images_NHWC: NDArray[np.uint8]) -> Tensor:
+    """Pooled features of the image encoder, (N, D)."""
+    groups = to_pixels(images_NHWC).split(128)  # type: ignore[no-untyped-call]
+    return torch.cat([encoder.vision_model(pixel_values=pixels).pooler_output for pixels in groups])
+
+
+def seconds(pipe: StableDiffusionPipeline, some: list[Trial]) -> float:
+    """Wall-clock time of these pictures in 25 steps, after a first one that is not counted."""
+    prompts = [trial.prompt for trial in some]
+    draw(pipe, prompts[:1], Setting(2, 4.0))
+    began = time.monotonic()
+    draw(pipe, prompts, Setting(25, 4.0))
+    return time.monotonic() - began
+
+
+def write(result: dict[str, Any], path: Path) -> None:
+    """Writes the evaluation as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _halves(encoder: CLIPVisionModelWithProjection, one_NHWC: NDArray[np.uint8], two_NHWC: NDArray[np.uint8]) -> float:
+    """Frechet distance between two sets of renders: what sampling alone makes of it."""
+    return frechet(features(encoder, one_NHWC), features(encoder, two_NHWC))
+
+
+def _row(share: Share) -> dict[str, float]:
+    low, high = share.interval
+    return {"value": share.value, "low": low, "high": high, "count": share.count}
