@@ -430,5 +430,5 @@ def test_durations(seconds: float, text: str):
 
 
 def test_the_report_imports_no_torch():
-    code = "import sys, dreambooth.report; sys.exit('torch' in sys.modules)"
+    code = "import sys, dreambooth.reporting; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}).returncode == 0

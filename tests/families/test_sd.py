@@ -118,7 +118,7 @@ def test_images_are_encoded_to_the_scaled_posterior(tiny_sd, dtype):
     loaded = sd.load(resolve(str(tiny_sd)), dtype)
     pixels = torch.rand(2, 3, 32, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
     encoded = sd.encode_images(loaded, pixels)
-    assert loaded.vae.dtype == dtype
+    assert loaded.vae.dtype == torch.float32, "left so: half precision costs it accuracy"
     with torch.no_grad():
         posterior = loaded.vae.float().encode(pixels).latent_dist
     noise = torch.randn(2, 4, 8, 6, generator=torch.Generator().manual_seed(1))

@@ -29,6 +29,7 @@ from dreambooth.toybox.model.engine import Task
 from dreambooth.toybox.model.renders import Renders, World, flipped, to_images, to_pixels
 from dreambooth.toybox.model.sizes import DEBUG, NETWORKS, SIZES, Plan
 from dreambooth.toybox.model.train import BUILDERS, RECORD, Bench, make_task, train
+from dreambooth.toybox.model.train import trained as finished
 from dreambooth.toybox.model.trials import Trial, compose
 from dreambooth.toybox.world.scenes import Scene, to_dict
 from dreambooth.toybox.world.vocabulary import CLASSES, COLOURS
@@ -80,7 +81,7 @@ def trained(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ben
 @pytest.fixture(scope="module")
 def packed(trained: tuple[Bench, dict[str, list[float]]]) -> Path:
     bench, _ = trained
-    package.write(bench, bench.home / "package")
+    package.write(bench.home, bench.home / "package")
     return bench.home / "package"
 
 
@@ -129,7 +130,7 @@ def test_classifiers_recover_the_truth(world: World) -> None:
 def test_a_classifier_is_read_back(trained: tuple[Bench, dict[str, list[float]]], world: World) -> None:
     bench = trained[0]
     measured = json.loads((bench.home / "classifiers" / RECORD).read_text())["measured"]
-    task = classifiers.ClassifierTask(classifiers.load(bench.model("classifiers")), world, 8)
+    task = classifiers.ClassifierTask(classifiers.load(finished(bench.home, "classifiers")), world, 8)
     assert task.evaluate() == pytest.approx(measured)
 
 
@@ -184,14 +185,14 @@ def test_stock_code_loads_and_renders_the_package(packed: Path) -> None:
 def test_the_package_is_the_trained_networks(trained: tuple[Bench, dict[str, list[float]]], packed: Path) -> None:
     bench = trained[0]
     pipe = StableDiffusionPipeline.from_pretrained(packed / "base")
-    made = CLIPModel.from_pretrained(bench.model("clip"), dtype=torch.float32)
+    made = CLIPModel.from_pretrained(finished(bench.home, "clip"), dtype=torch.float32)
     table = pipe.text_encoder.get_input_embeddings().weight
     assert torch.equal(table, made.text_model.get_input_embeddings().weight)
     ids = clip.tokens(pipe.tokenizer, ["a blue cat at night"])
     with torch.no_grad():
         packed_text, made_text = pipe.text_encoder(ids).pooler_output, made.get_text_features(ids).pooler_output
     assert torch.allclose(packed_text, made_text, atol=1e-2)
-    vae = AutoencoderKL.from_pretrained(bench.model("autoencoder"))
+    vae = AutoencoderKL.from_pretrained(finished(bench.home, "autoencoder"))
     weights = zip(pipe.vae.parameters(), vae.parameters(), strict=True)
     assert all(torch.allclose(one, two, rtol=1e-3, atol=1e-5) for one, two in weights)
 

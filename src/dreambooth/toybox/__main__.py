@@ -54,9 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--prompts", type=int, help="instead of the size's own number")
     card = _command(commands, "card", _card, "print the model card")
     card.add_argument("--out", type=Path, help="write it there instead")
+    train.add_argument("--world", type=Path, default=_default_world(), help="folder of the data set")
     for command in (train, package, evaluate, card):
         command.add_argument("--size", default="cpu", choices=SIZES)
-        command.add_argument("--world", type=Path, default=_default_world(), help="folder of the data set")
     return parser
 
 
@@ -128,18 +128,18 @@ def _package(chosen: argparse.Namespace) -> None:
     from dreambooth.toybox.model.package import check_sizes, write
 
     out = chosen.out or _home(chosen) / "package"
-    write(_bench(chosen), out)
+    write(_home(chosen), out)
     print(f"{out}: {check_sizes(out) / 1e6:.1f} MB")
 
 
 def _evaluate(chosen: argparse.Namespace) -> None:
     from dreambooth.toybox.model import evaluate
     from dreambooth.toybox.model.card import EVALUATION
+    from dreambooth.toybox.model.train import trained
 
-    bench, home = _bench(chosen), _home(chosen)
-    count = chosen.prompts or bench.size.prompts
-    package = chosen.package or home / "package"
-    result = evaluate.evaluate(package, bench.model("classifiers"), count, home)
+    home = _home(chosen)
+    count = chosen.prompts or SIZES[chosen.size].prompts
+    result = evaluate.evaluate(chosen.package or home / "package", trained(home, "classifiers"), count, home)
     evaluate.write(result, home / EVALUATION)
     print(json.dumps({"chosen": result["chosen"], "model": result["model"]}, indent=1))
 

@@ -75,6 +75,7 @@ class _Stage(nn.Module):
         self.convolutions = nn.ModuleList(nn.Conv2d(after, after, 3, padding=1) for _ in range(2))
 
     def forward(self, hidden_BCHW: Tensor) -> Tensor:
+        """Halve the sides and widen the channels."""
         hidden_BCHW = self.widen(F.avg_pool2d(hidden_BCHW, 2))
         for norm, convolution in zip(self.norms, self.convolutions, strict=True):
             hidden_BCHW = hidden_BCHW + convolution(F.silu(norm(hidden_BCHW)))

@@ -14,7 +14,7 @@ from transformers import CLIPModel, PreTrainedModel, ViTModel
 from dreambooth.errors import RunError
 from dreambooth.toybox.model.clip import text_half, vision_half
 from dreambooth.toybox.model.denoiser import scheduler
-from dreambooth.toybox.model.train import Bench, tokenizer
+from dreambooth.toybox.model.train import tokenizer, trained
 
 MEGABYTE = 1_000_000
 FILE_LIMIT = 15 * MEGABYTE
@@ -36,28 +36,28 @@ PREPROCESSOR = {
 }
 
 
-def write(bench: Bench, out: Path) -> None:
-    """Writes `out`/base and `out`/encoders from the finished networks of the bench.
+def write(home: Path, out: Path) -> None:
+    """Writes `out`/base and `out`/encoders from the finished networks in the folder of a size.
 
     Raises:
         UserError: A network is not trained.
         RunError: A file, or all of them, are over the limit.
     """
-    clip = CLIPModel.from_pretrained(bench.model("clip"), dtype=torch.float32)
-    write_base(assemble(bench, clip), out / "base")
+    clip = CLIPModel.from_pretrained(trained(home, "clip"), dtype=torch.float32)
+    write_base(assemble(home, clip), out / "base")
     write_encoder(vision_half(clip), out / "encoders" / "image", "CLIPImageProcessor")
-    identity = ViTModel.from_pretrained(bench.model("identity"), add_pooling_layer=False, dtype=torch.float32)
+    identity = ViTModel.from_pretrained(trained(home, "identity"), add_pooling_layer=False, dtype=torch.float32)
     write_encoder(identity, out / "encoders" / "identity", "ViTImageProcessor")
     check_sizes(out)
 
 
-def assemble(bench: Bench, clip: CLIPModel) -> StableDiffusionPipeline:
+def assemble(home: Path, clip: CLIPModel) -> StableDiffusionPipeline:
     """The stock pipeline of the finished networks, in float32."""
     return StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(bench.model("autoencoder")),
+        vae=AutoencoderKL.from_pretrained(trained(home, "autoencoder")),
         text_encoder=text_half(clip),
         tokenizer=tokenizer(),
-        unet=UNet2DConditionModel.from_pretrained(bench.model("denoiser")),
+        unet=UNet2DConditionModel.from_pretrained(trained(home, "denoiser")),
         scheduler=DPMSolverMultistepScheduler.from_config(scheduler().config),
         safety_checker=None,
         feature_extractor=None,

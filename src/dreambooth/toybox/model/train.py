@@ -43,15 +43,16 @@ class Bench:
     home: Path
     device: torch.device
 
-    def model(self, network: str) -> Path:
-        """Folder of a finished network's weights.
 
-        Raises:
-            UserError: It is not finished.
-        """
-        if not (self.home / network / RECORD).exists():
-            raise UserError(f"{network} is not trained: run `python -m dreambooth.toybox train {network}` first")
-        return self.home / network / MODEL
+def trained(home: Path, network: str) -> Path:
+    """Folder of a finished network's weights.
+
+    Raises:
+        UserError: It is not finished.
+    """
+    if not (home / network / RECORD).exists():
+        raise UserError(f"{network} is not trained: run `python -m dreambooth.toybox train {network}` first")
+    return home / network / MODEL
 
 
 def tokenizer() -> CLIPTokenizer:
@@ -111,36 +112,36 @@ def _commit() -> str | None:
     return answer.stdout.strip() or None
 
 
-def _plan(bench: Bench, network: str) -> tuple[dict[str, Any], int]:
+def _shape(bench: Bench, network: str) -> tuple[dict[str, Any], int]:
     chosen = bench.size.networks[network]
     return chosen.config, chosen.plan.batch
 
 
 def _classifiers(bench: Bench) -> Task:
-    config, batch = _plan(bench, "classifiers")
+    config, batch = _shape(bench, "classifiers")
     return classifiers.ClassifierTask(classifiers.build(config, bench.world.train).to(bench.device), bench.world, batch)
 
 
 def _identity(bench: Bench) -> Task:
-    config, batch = _plan(bench, "identity")
+    config, batch = _shape(bench, "identity")
     return identity.IdentityTask(identity.build(config).to(bench.device), bench.world, batch)
 
 
 def _clip(bench: Bench) -> Task:
-    config, batch = _plan(bench, "clip")
+    config, batch = _shape(bench, "clip")
     return clip.ClipTask(clip.build(config).to(bench.device), bench.world, tokenizer(), batch)
 
 
 def _autoencoder(bench: Bench) -> Task:
-    config, batch = _plan(bench, "autoencoder")
+    config, batch = _shape(bench, "autoencoder")
     return autoencoder.AutoencoderTask(autoencoder.build(config).to(bench.device), bench.world, batch)
 
 
 def _denoiser(bench: Bench) -> Task:
-    config, batch = _plan(bench, "denoiser")
+    config, batch = _shape(bench, "denoiser")
     module = denoiser.build(config).to(bench.device)
-    vae = AutoencoderKL.from_pretrained(bench.model("autoencoder")).eval().to(bench.device)
-    text = clip.text_half(CLIPModel.from_pretrained(bench.model("clip"))).to(bench.device)
+    vae = AutoencoderKL.from_pretrained(trained(bench.home, "autoencoder")).eval().to(bench.device)
+    text = clip.text_half(CLIPModel.from_pretrained(trained(bench.home, "clip"))).to(bench.device)
     path = bench.home / "denoiser" / "latents.safetensors"
     latents_2NCHW, held_out_NCHW = denoiser.cached_latents(vae, bench.world, path)
     return denoiser.DenoiserTask(module, bench.world, latents_2NCHW, held_out_NCHW, text, tokenizer(), batch)
