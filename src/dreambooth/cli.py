@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_module
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -79,7 +80,7 @@ def train(
     print(f"adapter  {run.adapter}")
     print(f"pictures {run.samples}")
     print(f"report   {run.report}")
-    print(f'next     dreambooth generate {shlex.quote(str(run.path))} "a [V] {info["class"]} in the snow" --count 4')
+    _print_next(run.path, info["class"])
 
 
 @app.command
@@ -233,7 +234,7 @@ def demo(
         print(f"  '{each.what}'".ljust(16) + f"{each.before:.0%} before training, {each.after:.0%} after")
     print("\n" + "   ".join(f"{name} {seconds:.0f} s" for name, seconds in run.info["times"].items()))
     print(f"pictures {sheet}\nreport   {run.report}")
-    print(f'next     dreambooth generate {run.path} "a [V] dog in the snow" --count 4')
+    _print_next(run.path, "dog")
 
 
 @app.command
@@ -323,6 +324,11 @@ def _dry_run(recipe: Recipe, as_json: bool) -> None:
         print(f"{line:<40} # {reason}" if reason else line)
     for warning in plans.warnings:
         print(f"# warning: {warning}")
+
+
+def _print_next(run: Path, noun: str) -> None:
+    program = "dreambooth" if shutil.which("dreambooth") else os.path.relpath(sys.argv[0])
+    print(f'next     {program} generate {shlex.quote(str(run))} "a [V] {noun} in the snow" --count 4')
 
 
 def _print_json(value: Any) -> None:

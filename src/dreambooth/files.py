@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,15 +18,13 @@ from dreambooth.errors import RunError
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Give a temporary file beside `path` to write to, and put it in place when the block ends well.
+    """Give the name of a temporary file beside `path` to write to, and put it in place when the block ends well.
 
     Raises:
         RunError: The disk is full. What was at `path` is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = _temporary(path)
     try:
         with disk_errors(path):
             yield temporary
@@ -44,8 +43,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         RunError: The disk is full. What was at `path` is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    temporary.chmod(0o755)
+    temporary = _temporary(path)
+    temporary.mkdir()
     try:
         with disk_errors(path):
             yield temporary
@@ -83,7 +82,6 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        temporary.chmod(0o644)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -98,6 +96,11 @@ def sweep(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    """Return a name of its own; `tempfile` would make it unreadable to the user's group."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
 
 
 def _temporary_folder(path: Path) -> tempfile.TemporaryDirectory[str]:

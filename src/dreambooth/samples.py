@@ -87,11 +87,14 @@ def draw_after(run: Run, pipe: DiffusionPipeline, recipe: Recipe, reporter: Repo
 
 def _draw(run: Run, pipe: DiffusionPipeline, recipe: Recipe, reporter: Reporter, role: str) -> None:
     wanted = shots(recipe, role)
-    missing = [shot for shot in wanted if not (run.samples / shot.file).is_file()]
-    reporter.stage(f"pictures {role}", len(wanted), len(wanted) - len(missing))
+    there = all((run.samples / shot.file).is_file() for shot in wanted)
+    reporter.stage(f"pictures {role}", len(wanted), len(wanted) if there else 0)
+    if there:
+        return
+    # All of them, even if some are there: an image's last bit depends on how many are drawn beside it.
     sampling = settings(recipe)
-    generators = [image_generator(shot.seed) for shot in missing]
-    for shot, image in zip(missing, draw(pipe, [s.text for s in missing], generators, sampling), strict=True):
+    generators = [image_generator(shot.seed) for shot in wanted]
+    for shot, image in zip(wanted, draw(pipe, [s.text for s in wanted], generators, sampling), strict=True):
         with atomic(run.samples / shot.file) as temporary:
             save_png(image, temporary, {"prompt": shot.text, "seed": str(shot.seed)})
         reporter.advance()

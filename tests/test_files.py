@@ -1,0 +1,41 @@
+"""Files appear whole, with ordinary rights, or not at all."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from dreambooth.files import atomic, atomic_folder, write_json, write_text
+
+
+@pytest.mark.skipif(os.name == "nt", reason="rights are POSIX's")
+def test_others_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        write_text(tmp_path / "text", "a")
+        with atomic(tmp_path / "picture") as temporary:
+            temporary.write_bytes(b"a")
+        with atomic_folder(tmp_path / "folder") as folder:
+            write_json(folder / "file", {})
+    finally:
+        os.umask(before)
+    rights = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
+    assert rights == {"text": 0o644, "picture": 0o644, "folder": 0o755, "file": 0o644}
+
+
+def test_a_failed_write_leaves_what_was_there_and_nothing_else(tmp_path: Path) -> None:
+    write_text(tmp_path / "text", "old")
+    with pytest.raises(ValueError, match="broke"), atomic(tmp_path / "text") as temporary:
+        temporary.write_text("half")
+        raise ValueError("broke")
+    with atomic_folder(tmp_path / "folder") as folder:
+        write_text(folder / "file", "old")
+    with pytest.raises(ValueError, match="broke"), atomic_folder(tmp_path / "folder") as folder:
+        write_text(folder / "file", "half")
+        raise ValueError("broke")
+    assert (tmp_path / "text").read_text() == "old"
+    assert (tmp_path / "folder" / "file").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "text"]
