@@ -42,6 +42,7 @@ SD_FIRST_LAYER = "model.diffusion_model.input_blocks.0.0.weight"
 
 # What others report for a LoRA of SD 1.5 at batch 1 in half precision; not measured here yet.
 SD15_MEMORY_GIB = 8
+TEACHING = f"it is a 64-px teaching model: name a real one, such as --model sd15 (a GPU with {SD15_MEMORY_GIB} GiB)"
 
 
 @dataclass(frozen=True)
@@ -128,10 +129,10 @@ def choose_for_device() -> tuple[str, str]:
     elif torch.backends.mps.is_available():
         kind, memory = "MPS", torch.mps.recommended_max_memory()
     else:
-        return "toybox", f"no GPU here: sd15 would need one with {SD15_MEMORY_GIB} GiB"
+        return "toybox", f"no GPU here; {TEACHING}"
     gib = memory / 2**30
     if gib < SD15_MEMORY_GIB:
-        return "toybox", f"the {kind} device has {gib:.1f} GiB: sd15 would need {SD15_MEMORY_GIB} GiB"
+        return "toybox", f"the {kind} device has {gib:.1f} GiB; {TEACHING}"
     return "sd15", f"the {kind} device has {gib:.1f} GiB"
 
 
