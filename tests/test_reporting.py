@@ -347,7 +347,7 @@ def test_a_run_that_has_only_begun(tmp_path: Path):
         "No scenes have been drawn.",
         "No pictures of the class have been drawn,",
         "No curve yet: steps.jsonl holds fewer than two losses.",
-        "Not measured yet. Scores come with dreambooth evaluate",
+        "Not measured yet: this version draws and compares by eye.",
         "No times are recorded yet.",
         "No environment is recorded.",
         "No warnings.",
