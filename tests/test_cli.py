@@ -253,7 +253,9 @@ def test_the_log_can_be_json_lines(lab: Lab, tmp_path: Path) -> None:
     events = [json.loads(line) for line in logged.err.splitlines()]
     assert [event["step"] for event in events if event["event"] == "step"] == [1, 2]
     assert "training" in [event["name"] for event in events if event["event"] == "stage"]
-    assert f"next     dreambooth generate {tmp_path / 'run'} " in logged.out
+    last = logged.out.splitlines()[-1]
+    assert last.startswith("next     ")
+    assert last.endswith(f' generate {tmp_path / "run"} "a [V] dog in the snow" --count 4')
 
 
 def test_without_out_the_run_is_named_by_its_photos_method_and_identity(lab: Lab) -> None:

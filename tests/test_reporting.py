@@ -398,12 +398,12 @@ def test_scenes_drawn_before_training_too_are_paired_and_seeds_are_told_apart(ru
 
 
 def test_scores(run: Path):
-    assert "Not measured yet." in Page(report(run)).text
+    assert "Not measured yet" in Page(report(run)).text
     scores = {"DINO": {"value": 0.61234, "low": 0.58, "high": 0.644, "n": 100}, "PRES": {"value": None, "n": 0}}
     write_json(run / "scores.json", scores)
     text = Page(report(run)).text
     assert "metric value interval n DINO 0.612 0.580 to 0.644 100 PRES none 0" in text
-    assert "Not measured yet." not in text
+    assert "Not measured yet" not in text
 
 
 @pytest.mark.parametrize(
