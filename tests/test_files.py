@@ -28,14 +28,17 @@ def test_others_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:
 
 def test_a_failed_write_leaves_what_was_there_and_nothing_else(tmp_path: Path) -> None:
     write_text(tmp_path / "text", "old")
-    with pytest.raises(ValueError, match="broke"), atomic(tmp_path / "text") as temporary:
-        temporary.write_text("half")
-        raise ValueError("broke")
     with atomic_folder(tmp_path / "folder") as folder:
         write_text(folder / "file", "old")
-    with pytest.raises(ValueError, match="broke"), atomic_folder(tmp_path / "folder") as folder:
-        write_text(folder / "file", "half")
+
+    def break_off(half: Path) -> None:
+        write_text(half, "half")
         raise ValueError("broke")
+
+    with pytest.raises(ValueError, match="broke"), atomic(tmp_path / "text") as temporary:
+        break_off(temporary)
+    with pytest.raises(ValueError, match="broke"), atomic_folder(tmp_path / "folder") as folder:
+        break_off(folder / "file")
     assert (tmp_path / "text").read_text() == "old"
     assert (tmp_path / "folder" / "file").read_text() == "old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "text"]

@@ -278,6 +278,7 @@ def cache_clear(*, json: Json = False) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 done, 2 the user's mistake, 1 anything else, 130 interrupted."""
+    os.environ.setdefault("HF_HUB_VERBOSITY", "critical")  # what the hub's library raises is told in one line
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     try:
         app(tokens, exit_on_error=False, print_error=False, result_action="return_value")

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from dreambooth import families
-from dreambooth.errors import UserError
+from dreambooth.errors import RunError, UserError
 from dreambooth.files import write_json
 from dreambooth.paths import cache_root
 
@@ -312,7 +312,7 @@ def _file_hashes(files: Iterable[Path]) -> list[str]:
             memory[key] = _sha256(file)
         hashes.append(memory[key])
     if len(memory) > known:
-        with suppress(OSError):  # a home that cannot be written to costs time, nothing else
+        with suppress(OSError, RunError):  # a home that cannot be written to costs time, nothing else
             write_json(memory_file, memory)
     return hashes
 

@@ -17,6 +17,7 @@ from transformers import CLIPTokenizer
 from dreambooth.diffusion import Ddpm
 from dreambooth.errors import UserError
 from dreambooth.models import SD_CROSS_ATTENTION, Source, safetensors_header
+from dreambooth.prompts import require_fits
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ def encode_prompts(pipe: DiffusionPipeline, prompts: Sequence[str]) -> list[dict
         UserError: A prompt is longer than the text encoder can read.
     """
     for prompt in prompts:
-        _check_length(pipe.tokenizer, prompt)
+        require_fits("the prompt", prompt, [pipe.tokenizer])
     embeds_BLD, _ = pipe.encode_prompt(list(prompts), pipe.text_encoder.device, 1, False)
     return [{"prompt_embeds_LD": embeds_LD} for embeds_LD in embeds_BLD]
 
@@ -153,11 +154,3 @@ def _config_of_file(file: Path) -> tuple[Path, str]:
     if (width, prediction) not in CONFIGS:
         raise UserError(f"{file} predicts {prediction!r}, unusual for its kind: convert it to a diffusers folder first")
     return Path(__file__).parent / "configs" / CONFIGS[width, prediction], PAD_TOKENS[width]
-
-
-def _check_length(tokenizer: CLIPTokenizer, prompt: str) -> None:
-    limit = tokenizer.model_max_length
-    ids = tokenizer(prompt, verbose=False).input_ids
-    if len(ids) > limit:
-        lost = tokenizer.decode(ids[limit - 1 : -1])
-        raise UserError(f"the prompt {prompt!r} has {len(ids)} tokens, {limit} fit: shorten it, {lost!r} would be lost")
