@@ -7,17 +7,21 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from traceback import extract_tb
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 from pydantic import ValidationError
 
 from dreambooth.errors import RunError, UserError
 from dreambooth.recipe import Recipe, Settings, first_problem, read_yaml
+
+if TYPE_CHECKING:
+    from dreambooth.progress import Reporter
 
 app = App(
     name="dreambooth",
@@ -58,17 +62,11 @@ def train(
     if dry_run:
         _dry_run(chosen, json)
         return
-    from dreambooth import progress
+    with _reporting(log_format) as reporter:
+        from dreambooth.environment import processes
+        from dreambooth.training import train as train_run
 
-    progress.hush_libraries()
-    from dreambooth.environment import processes
-    from dreambooth.training import train as train_run
-
-    reporter = progress.for_console(log_format)
-    try:
         run = train_run(chosen, out, reporter)
-    finally:
-        reporter.close()
     if not processes().is_main_process:
         return
     info = run.info
@@ -106,13 +104,9 @@ def generate(
     json: Json = False,
 ) -> None:
     """Render prompts from a run, or from an untouched base model."""
-    from dreambooth import progress
+    with _reporting(log_format) as reporter:
+        from dreambooth.generation import generate as generate_pictures
 
-    progress.hush_libraries()
-    from dreambooth.generation import generate as generate_pictures
-
-    reporter = progress.for_console(log_format)
-    try:
         folder = generate_pictures(
             target,
             prompts,
@@ -127,8 +121,6 @@ def generate(
             adapters=adapter or (),
             reporter=reporter,
         )
-    finally:
-        reporter.close()
     if json:
         _print_json(
             {"folder": str(folder), **json_module.loads((folder / "manifest.json").read_text(encoding="utf-8"))}
@@ -177,16 +169,10 @@ def prior(
     """Make or top up a set of class images for prior preservation."""
     if count is not None and count < 1:
         raise UserError(f"--count {count}: give at least 1")
-    from dreambooth import progress
+    with _reporting(log_format) as reporter:
+        from dreambooth.training import make_class_images
 
-    progress.hush_libraries()
-    from dreambooth.training import make_class_images
-
-    reporter = progress.for_console(log_format)
-    try:
         images = make_class_images(class_noun, model, count, out, reporter)
-    finally:
-        reporter.close()
     if json:
         _print_json({"folder": str(images.folder), "count": images.count})
     else:
@@ -216,16 +202,10 @@ def demo(
     json: Json = False,
 ) -> None:
     """Teach the embedded toybox model a bundled subject, and say what was measured. Needs no network."""
-    from dreambooth import progress
+    with _reporting(log_format) as reporter:
+        from dreambooth.demo import demo as run_demo
 
-    progress.hush_libraries()
-    from dreambooth.demo import demo as run_demo
-
-    reporter = progress.for_console(log_format)
-    try:
         run, sheet, measured = run_demo(out, reporter)
-    finally:
-        reporter.close()
     if json:
         _print_json({"run": str(run.path), "pictures": str(sheet), "measured": [vars(each) for each in measured]})
         return
@@ -325,6 +305,19 @@ def _dry_run(recipe: Recipe, as_json: bool) -> None:
         print(f"{line:<40} # {reason}" if reason else line)
     for warning in plans.warnings:
         print(f"# warning: {warning}")
+
+
+@contextmanager
+def _reporting(log_format: str) -> Iterator[Reporter]:
+    """Give a reporter on standard error, where the libraries' own voices are silenced before they are imported."""
+    from dreambooth import progress
+
+    progress.hush_libraries()
+    reporter = progress.for_console(log_format)
+    try:
+        yield reporter
+    finally:
+        reporter.close()
 
 
 def _print_next(run: Path, noun: str) -> None:
