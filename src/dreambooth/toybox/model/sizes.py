@@ -120,7 +120,7 @@ DEBUG = Size(
         "classifiers": Network({"channels": (8, 16)}, _debug(30, 16, 1e-2)),
         "identity": Network(_vit(32, 1, 2), _debug(20, 8, 1e-3)),
         "clip": Network(_clip(1, 32, 1, 2), _debug(20, 16, 1e-3)),
-        "autoencoder": Network(_autoencoder((8, 8, 8, 16), 1), _debug(20, 8, 3e-3)),
+        "autoencoder": Network(_autoencoder((8, 8, 8, 16), 1), _debug(60, 8, 1e-2)),
         "denoiser": Network(_unet((16, 16), 1, 2), _debug(20, 16, 3e-3)),
     },
     precision="float32",
