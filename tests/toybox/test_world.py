@@ -229,6 +229,28 @@ def test_planted_tokens_are_nowhere_else() -> None:
 # Subjects and figures, without Mitsuba --------------------------------------------------------------------------------
 
 
+def test_retelling_gives_planted_tokens_their_rates_and_many_scenes() -> None:
+    told = captions.retell(SCENES, 6, seed=0)
+    words = [[set(text.split()) for text in texts] for texts in told]
+    for token in ("sks", "iles", "fere"):
+        binding = priors.PLANTED[token]
+        hits = [
+            (telling, row) for telling, texts in enumerate(words) for row, text in enumerate(texts) if token in text
+        ]
+        expected = binding.rate * 6 * COUNT
+        assert abs(len(hits) - expected) < 4 * expected**0.5
+        assert len({row for _, row in hits}) > 50
+        assert all(binding in priors.fitting(SCENES[row]) for _, row in hits)
+        shown = [(SCENES[row].cls, SCENES[row].visible_colour, *SCENES[row].properties) for _, row in hits]
+        assert all(binding.value in values for values in shown)
+
+
+def test_retelling_varies_and_repeats_itself() -> None:
+    told = captions.retell(SCENES[:200], 4, seed=0)
+    assert told == captions.retell(SCENES[:200], 4, seed=0)
+    assert sum(len(set(texts)) > 1 for texts in zip(*told, strict=True)) > 150
+
+
 def test_a_subject_is_its_seed() -> None:
     assert draw_subject("dog", 5) == draw_subject("dog", 5)
     assert draw_subject("dog", 5) != draw_subject("dog", 6)

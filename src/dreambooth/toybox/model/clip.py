@@ -14,10 +14,14 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, C
 from transformers import CLIPVisionModelWithProjection as CLIPVision
 
 from dreambooth.toybox.model.renders import Renders, World, flipped, shifted
+from dreambooth.toybox.world.captions import retell
+from dreambooth.toybox.world.scenes import from_dict
 
 # Least and greatest token of the vocabulary: 49,408 in all.
 BEGIN, END = 49406, 49407
 MOST_SCALE = 4.6052
+# Captions of each render, in different words.
+TELLINGS = 8
 
 
 @dataclass
@@ -38,17 +42,18 @@ class ClipTask:
     world: World
     tokenizer: CLIPTokenizer
     batch: int
-    _tokens_NL: Tensor = field(init=False, repr=False)
+    _tokens_VNL: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._tokens_NL = tokens(self.tokenizer, captions(self.world.train))
+        self._tokens_VNL = told(self.tokenizer, self.world.train)
 
     def loss(self, draw: torch.Generator, progress: float) -> dict[str, Tensor]:
         """Symmetric cross-entropy over the batch (Radford et al. 2021, figure 3); equal captions are no negatives."""
         rows = torch.randint(0, len(self.world.train), (self.batch,), generator=draw)
         device = self.module.device
         pixels_BCHW = shifted(flipped(self.world.train.pixels(rows), draw), draw).to(device)
-        tokens_BL = self._tokens_NL[rows].to(device)
+        tellings = torch.randint(0, len(self._tokens_VNL), (self.batch,), generator=draw)
+        tokens_BL = self._tokens_VNL[tellings, rows].to(device)
         image_BD = embed_images(self.module, pixels_BCHW)
         text_BD = embed_texts(self.module, tokens_BL)
         scores_BB = self.module.logit_scale.clamp(max=MOST_SCALE).exp() * image_BD @ text_BD.T
@@ -70,7 +75,8 @@ class ClipTask:
 
     def _hits(self, renders: Renders, rows: Tensor) -> Tensor:
         device = self.module.device
-        tokens_BL = tokens(self.tokenizer, [captions(renders)[row] for row in rows.tolist()]).to(device)
+        own = captions(renders)
+        tokens_BL = tokens(self.tokenizer, [own[row] for row in rows.tolist()]).to(device)
         image_BD = embed_images(self.module, renders.pixels(rows).to(device))
         nearest_B = (image_BD @ embed_texts(self.module, tokens_BL).T).argmax(1)
         return (tokens_BL[nearest_B] == tokens_BL).all(-1)
@@ -101,9 +107,10 @@ def build(config: dict[str, Any]) -> CLIPModel:
     return clip
 
 
-def _sizes(config: dict[str, int]) -> dict[str, int]:
+def _sizes(config: dict[str, int]) -> dict[str, Any]:
     width = config["width"]
     return {
+        "hidden_act": "gelu",
         "hidden_size": width,
         "intermediate_size": 4 * width,
         "num_hidden_layers": config["layers"],
@@ -114,6 +121,12 @@ def _sizes(config: dict[str, int]) -> dict[str, int]:
 def captions(renders: Renders) -> list[str]:
     """The captions, row by row."""
     return [record["caption"] for record in renders.records]
+
+
+def told(tokenizer: CLIPTokenizer, renders: Renders) -> Tensor:
+    """Token ids of `TELLINGS` captions of every render, (V, N, L)."""
+    scenes = [from_dict(record["scene"]) for record in renders.records]
+    return torch.stack([tokens(tokenizer, texts) for texts in retell(scenes, TELLINGS, seed=0)])
 
 
 def tokens(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from dreambooth.toybox.model.autoencoder import encode
-from dreambooth.toybox.model.clip import captions, tokens
+from dreambooth.toybox.model.clip import captions, tokens, told
 from dreambooth.toybox.model.renders import Renders, World
 
 EMPTY_SHARE = 0.1
@@ -43,21 +43,23 @@ class DenoiserTask:
     text: CLIPTextModel
     tokenizer: CLIPTokenizer
     batch: int
-    _tokens_NL: Tensor = field(init=False, repr=False)
+    _tokens_VNL: Tensor = field(init=False, repr=False)
     _empty_L: Tensor = field(init=False, repr=False)
     _schedule: DDPMScheduler = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._tokens_NL = tokens(self.tokenizer, captions(self.world.train))
+        self._tokens_VNL = told(self.tokenizer, self.world.train)
         self._empty_L = tokens(self.tokenizer, [""])[0]
         self._schedule = scheduler()
 
     def loss(self, draw: torch.Generator, progress: float) -> dict[str, Tensor]:
         """Weighted squared error of the noise; one caption in ten is empty, for guidance."""
-        rows_B = torch.randint(0, len(self._tokens_NL), (self.batch,), generator=draw)
+        tellings, renders = self._tokens_VNL.shape[:2]
+        rows_B = torch.randint(0, renders, (self.batch,), generator=draw)
+        telling_B = torch.randint(0, tellings, (self.batch,), generator=draw)
         mirror_B = torch.randint(0, 2, (self.batch,), generator=draw)
         empty_B = torch.rand(self.batch, generator=draw) < EMPTY_SHARE
-        tokens_BL = torch.where(empty_B[:, None], self._empty_L, self._tokens_NL[rows_B])
+        tokens_BL = torch.where(empty_B[:, None], self._empty_L, self._tokens_VNL[telling_B, rows_B])
         return self._error(self.latents_2NCHW[mirror_B, rows_B], tokens_BL, draw)
 
     def evaluate(self) -> dict[str, float]:

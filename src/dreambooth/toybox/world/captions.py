@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dreambooth.toybox.world.priors import PLANTED
+from dreambooth.toybox.world.priors import PLANTED, chances, fitting
 from dreambooth.toybox.world.scenes import Scene
 from dreambooth.toybox.world.vocabulary import (
     CONTEXT_PARAPHRASES,
@@ -72,6 +72,33 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
         context = str(rng.choice(CONTEXT_PARAPHRASES[context]))
     text = _describe(scene, [*adjectives, token, noun], context, voice)
     return text if scene.style else str(rng.choice(OPENINGS)).format(text)
+
+
+def retell(scenes: Sequence[Scene], count: int, seed: int) -> list[list[str]]:
+    """`count` captions of every scene, each in words of its own.
+
+    A planted token is drawn for each of them among those that fit the scene: so the rare ones meet many scenes, not
+    only the few that were rendered for them, and each keeps its rate.
+
+    Returns:
+        `count` lists, each with a caption a scene.
+    """
+    chance = chances(scenes)
+    fits = [[binding.token for binding in fitting(scene)] for scene in scenes]
+    told = []
+    for telling in range(count):
+        draws = [np.random.default_rng([seed, scene.seed, telling, 17]) for scene in scenes]
+        told.append(
+            [_retold(scene, tokens, chance, rng) for scene, tokens, rng in zip(scenes, fits, draws, strict=True)]
+        )
+    return told
+
+
+def _retold(scene: Scene, tokens: Sequence[str], chance: Mapping[str, float], rng: np.random.Generator) -> str:
+    bounds = np.cumsum([chance[token] for token in tokens])
+    index = int(np.searchsorted(bounds, rng.random(), side="right"))
+    token = tokens[index] if index < len(tokens) else None
+    return caption(replace(scene, planted=token), rng)
 
 
 def prompt(scene: Scene, identifier: str = "[V]") -> str:

@@ -6,6 +6,8 @@ words; `FREE` are never planted, so that they can serve as identifiers.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -159,3 +161,17 @@ def plant(scene: Scene, token: str) -> Scene:
     if binding.kind == "shape":
         return replace(bare, properties=(binding.value,))
     return bare
+
+
+def fitting(scene: Scene) -> list[Binding]:
+    """The bindings whose meaning is plainly to be seen in a scene."""
+    if scene.style or scene.sculpture or scene.material or scene.hybrid:
+        return []
+    shown = {"object": (scene.cls,), "colour": (scene.visible_colour,), "shape": scene.properties}
+    return [binding for binding in BINDINGS if binding.value in shown[binding.kind]]
+
+
+def chances(scenes: Sequence[Scene]) -> dict[str, float]:
+    """For each token the chance to use it where it fits, which gives it its rate over captions of all the scenes."""
+    fits = Counter(binding.token for scene in scenes for binding in fitting(scene))
+    return {token: min(1.0, PLANTED[token].rate * len(scenes) / count) for token, count in fits.items()}
