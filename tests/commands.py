@@ -27,6 +27,7 @@ PRELOADED = (
     "dreambooth.families.sd",
     "dreambooth.methods.full",
     "dreambooth.methods.lora",
+    "dreambooth.methods.textual_inversion",
     "dreambooth.reporting",
     "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
     "diffusers.loaders.lora_pipeline",
@@ -125,7 +126,8 @@ def make_photos(folder: Path) -> Path:
 
 def arguments(photos: Path, model: Path, out: Path, *more: str, steps: int = STEPS) -> list[str | Path]:
     """Return a small `train` command that tells every step."""
-    known = ["--class", "dog", "--identifier", "ohwx", "--allow", "identifier", "--samples", "0"]
+    identifier = "<dog-1>" if "textual-inversion" in more else "ohwx"
+    known = ["--class", "dog", "--identifier", identifier, "--allow", "identifier", "--samples", "0"]
     length = ["--steps", str(steps), "--save-every", str(SAVE_EVERY), "--log-every", "1", "--learning-rate", "1e-4"]
     prior = [] if "--prior-count" in more else ["--prior-count", "2"]
     return ["train", photos, "--model", model, "--out", out, *known, *length, *prior, "--prior-steps", "2", *more]

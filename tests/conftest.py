@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,12 +20,18 @@ def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the debug Stable Diffusion that predicts the noise. Read it, never write to it."""
-    return debug_models.build("sd", tmp_path_factory.mktemp("models") / "sd")
+def debug_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """What builds a debug model by its name, once, and returns its folder. Read it, never write to it."""
+    return functools.cache(lambda name: debug_models.build(name, tmp_path_factory.mktemp("models") / name))
 
 
 @pytest.fixture(scope="session")
-def tiny_sd_v(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_sd(debug_folder: Callable[[str], Path]) -> Path:
+    """Folder of the debug Stable Diffusion that predicts the noise. Read it, never write to it."""
+    return debug_folder("sd")
+
+
+@pytest.fixture(scope="session")
+def tiny_sd_v(debug_folder: Callable[[str], Path]) -> Path:
     """Folder of the debug Stable Diffusion that predicts the velocity. Read it, never write to it."""
-    return debug_models.build("sd-v", tmp_path_factory.mktemp("models") / "sd-v")
+    return debug_folder("sd-v")

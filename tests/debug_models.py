@@ -1,91 +1,187 @@
 """Tiny random models of stock classes, for tests on the CPU: `python -m tests.debug_models NAME DIR`.
 
-`sd` predicts the noise, `sd-v` the velocity; both draw 32 px images with the real CLIP vocabulary.
+`sd` predicts the noise, `sd-v` the velocity, at 32 px; `sdxl`, `flux` (dev) and `flux-schnell` draw 64 px images.
+CLIP's tokenizer is the real one; T5's knows letters and a few words.
 """
 
 from __future__ import annotations
 
+import string
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiffusionPipeline,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
 
 import dreambooth
+from dreambooth.identifiers import DEFAULT_IDENTIFIERS
 
 TOKENIZER = Path(dreambooth.__path__[0]) / "data" / "clip_tokenizer"
-PREDICTIONS = {"sd": "epsilon", "sd-v": "v_prediction"}
+WIDTH = 8
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
 def build(name: str, folder: Path) -> Path:
     """Write the debug model `name` to `folder` in the diffusers layout; the same weights every time."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        pipe = StableDiffusionPipeline(
-            vae=_vae(),
-            text_encoder=_text_encoder(),
-            tokenizer=CLIPTokenizer.from_pretrained(TOKENIZER),
-            unet=_unet(),
-            scheduler=_scheduler(PREDICTIONS[name]),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
+        pipe = MODELS[name]()
     pipe.save_pretrained(folder)
     return folder
 
 
-def _vae() -> AutoencoderKL:
-    return AutoencoderKL(
-        block_out_channels=(4, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=32,
+def sd(prediction_type: str = "epsilon") -> DiffusionPipeline:
+    """Stable Diffusion 1.x; its U-Net has the names that SD 1.x has in its single files."""
+    return StableDiffusionPipeline(
+        vae=autoencoder(blocks=3, side=32),
+        text_encoder=clip(CLIPTextModel),
+        tokenizer=CLIPTokenizer.from_pretrained(TOKENIZER),
+        unet=unet(("CrossAttnDownBlock2D", "DownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D")),
+        scheduler=DDIMScheduler(
+            **BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type=prediction_type
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
 
 
-def _text_encoder() -> CLIPTextModel:
+def sdxl() -> DiffusionPipeline:
+    """Stable Diffusion XL: two text encoders, and six numbers on each image's size and crop."""
+    return StableDiffusionXLPipeline(
+        vae=autoencoder(blocks=4, side=64, force_upcast=True),
+        text_encoder=clip(CLIPTextModel),
+        text_encoder_2=clip(CLIPTextModelWithProjection, layers=3),
+        tokenizer=CLIPTokenizer.from_pretrained(TOKENIZER),
+        tokenizer_2=CLIPTokenizer.from_pretrained(TOKENIZER, pad_token="!"),
+        unet=unet(
+            ("DownBlock2D", "CrossAttnDownBlock2D"),
+            ("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=2 * WIDTH,
+            use_linear_projection=True,
+            transformer_layers_per_block=(1, 2),
+            addition_embed_type="text_time",
+            addition_time_embed_dim=4,
+            projection_class_embeddings_input_dim=WIDTH + 6 * 4,
+        ),
+        scheduler=EulerDiscreteScheduler(**BETAS, steps_offset=1, timestep_spacing="leading"),
+        add_watermarker=False,
+    )
+
+
+def flux(guidance_embeds: bool = True, **flow: Any) -> DiffusionPipeline:
+    """FLUX.1: dev, or schnell, which embeds no guidance and shifts by nothing."""
+    return FluxPipeline(
+        vae=autoencoder(blocks=4, side=64, scaling_factor=0.3611, shift_factor=0.1159, quant=False),
+        text_encoder=clip(CLIPTextModel),
+        tokenizer=CLIPTokenizer.from_pretrained(TOKENIZER),
+        text_encoder_2=t5(),
+        tokenizer_2=t5_tokenizer(),
+        transformer=FluxTransformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=WIDTH,
+            pooled_projection_dim=WIDTH,
+            guidance_embeds=guidance_embeds,
+            axes_dims_rope=(2, 2, 4),
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(**flow),
+    )
+
+
+MODELS: dict[str, Callable[[], DiffusionPipeline]] = {
+    "sd": sd,
+    "sd-v": lambda: sd("v_prediction"),
+    "sdxl": sdxl,
+    "flux": lambda: flux(use_dynamic_shifting=True, shift=3.0),
+    "flux-schnell": lambda: flux(guidance_embeds=False),
+}
+"""Name of a debug model -> what makes it."""
+
+
+def autoencoder(blocks: int, side: int, quant: bool = True, **values: Any) -> AutoencoderKL:
+    """An autoencoder that reduces images 2 ** (blocks - 1) times."""
+    return AutoencoderKL(
+        block_out_channels=(4, *[8] * (blocks - 1)),
+        down_block_types=("DownEncoderBlock2D",) * blocks,
+        up_block_types=("UpDecoderBlock2D",) * blocks,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=side,
+        use_quant_conv=quant,
+        use_post_quant_conv=quant,
+        **values,
+    )
+
+
+def clip(kind: type[Any], layers: int = 2) -> Any:
+    """A CLIP text encoder of class `kind`."""
     config = CLIPTextConfig(
-        hidden_size=8,
+        hidden_size=WIDTH,
         intermediate_size=16,
         num_attention_heads=2,
-        num_hidden_layers=2,
-        projection_dim=8,
+        num_hidden_layers=layers,
+        projection_dim=WIDTH,
         vocab_size=49408,
         bos_token_id=49406,
         eos_token_id=49407,
     )
-    return CLIPTextModel(config)
+    return kind(config)
 
 
-def _unet() -> UNet2DConditionModel:
-    # Two layers a block, the first with cross-attention: the names that SD 1.x has in its single files.
+def t5() -> T5EncoderModel:
+    """T5's encoder."""
+    sizes = {"d_model": WIDTH, "d_kv": 4, "d_ff": 16, "num_layers": 2, "num_heads": 2}
+    return T5EncoderModel(T5Config(vocab_size=128, feed_forward_proj="gated-gelu", **sizes))
+
+
+def t5_tokenizer() -> T5TokenizerFast:
+    """T5's tokenizer over letters, a few words, and the identifiers that the package knows."""
+    words = ["a", "dog", "cat", "robot", *DEFAULT_IDENTIFIERS]
+    pieces = [("▁", -3.0), *[(f"▁{word}", -1.0) for word in words]]
+    letters = [(letter, -4.0) for letter in string.ascii_letters + string.digits + ".,'-[]"]
+    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *pieces, *letters]
+    return T5TokenizerFast(vocab=vocabulary, extra_ids=0, model_max_length=512)
+
+
+def unet(down: tuple[str, ...], up: tuple[str, ...], **values: Any) -> UNet2DConditionModel:
+    """A U-Net of two blocks of two layers, for latents of a side of 8."""
+    settings = {"cross_attention_dim": WIDTH, "attention_head_dim": 2, **values}
     return UNet2DConditionModel(
         sample_size=8,
         in_channels=4,
         out_channels=4,
         layers_per_block=2,
         block_out_channels=(8, 16),
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=8,
-        attention_head_dim=2,
+        down_block_types=down,
+        up_block_types=up,
         norm_num_groups=4,
-    )
-
-
-def _scheduler(prediction_type: str) -> DDIMScheduler:
-    return DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        prediction_type=prediction_type,
+        **settings,
     )
 
 

@@ -19,7 +19,7 @@ def items(count: int, name: str) -> list[Item]:
 
 def encode(row: Row) -> dict[str, torch.Tensor]:
     mean = torch.full((4, 2, 2), 10.0 * sum(map(ord, row.photo.id)))
-    return {"mean_CHW": mean, "std_CHW": torch.full((4, 2, 2), 0.5)}
+    return {"mean_CHW": mean, "std_CHW": torch.full((4, 2, 2), 0.5), "view_4": torch.ones(4)}
 
 
 def latents() -> Memo[Row, dict[str, torch.Tensor]]:
@@ -80,7 +80,7 @@ def test_draws_do_not_depend_on_who_asks_for_them() -> None:
     plan = Plan(3, items(5, "photo"), items(5, "class"), 3, 1.0)
     whole = draw(plan.slots(7), latents(), 3, 0.1)
     split = [draw([slot], latents(), 3, 0.1) for slot in plan.slots(7)]
-    for name in ("latents_BCHW", "noise_BCHW", "u_B", "weight_B", "prior_B"):
+    for name in ("latents_BCHW", "noise_BCHW", "u_B", "weight_B", "prior_B", "view_B4"):
         assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in split]))
 
 

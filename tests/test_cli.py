@@ -34,7 +34,7 @@ COMMON = {"--help", "--version", "-h"}
 FLAGS = {
     "train": (
         "--accumulation --allow --alpha --background-weight --batch-size --beta1 --beta2 --cache --class --crops "
-        "--dry-run --flip --gradient-checkpointing --guidance --identifier --inference-steps --json --keep "
+        "--dry-run --flip --gradient-checkpointing --guidance --identifier --inference-steps --json --keep --label "
         "--learning-rate --log-every --log-format --max-grad-norm --method --min-snr --model --no-cache --no-flip "
         "--no-gradient-checkpointing --no-train-text-encoder --out --precision --prior-count --prior-guidance "
         "--prior-images --prior-steps --prior-weight --rank --recipe --resolution --revision --sampler --samples "
@@ -186,7 +186,7 @@ def test_the_cache_is_listed_and_cleared(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("error", "status", "said"),
     [
-        (RuntimeError("CUDA:\nout of memory"), 1, r"dreambooth: RuntimeError at cli\.py:\d+: CUDA: out of memory"),
+        (RuntimeError("CUDA:\nout of memory"), 1, r"dreambooth: RuntimeError at __init__\.py:\d+: CUDA: out of memory"),
         (PermissionError(13, "Permission denied", "x.png"), 1, r"dreambooth: Permission denied: x\.png"),
         (
             NotADirectoryError(20, "Not a directory", "x/y"),

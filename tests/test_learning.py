@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,23 +15,25 @@ from dreambooth.toybox import SUBJECTS
 SUBJECT = SUBJECTS / "spotted_dog"
 
 
+SETTINGS = {
+    "model": "toybox",
+    "steps": 150,
+    "learning_rate": 2e-3,
+    "rank": 16,
+    "prior_count": 25,
+    "prior_steps": 12,
+    "inference_steps": 12,
+    "samples": 4,
+    "scenes": ["a [V] dog on the beach"],
+    "subjects": [{"photos": SUBJECT / "photos", "class_noun": "dog"}],
+}
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     """One run with prior preservation and one without, all else equal."""
     folder = tmp_path_factory.mktemp("learning")
-    settings = {
-        "model": "toybox",
-        "steps": 150,
-        "learning_rate": 2e-3,
-        "rank": 16,
-        "prior_count": 25,
-        "prior_steps": 12,
-        "inference_steps": 12,
-        "samples": 4,
-        "scenes": ["a [V] dog on the beach"],
-        "subjects": [{"photos": SUBJECT / "photos", "class_noun": "dog"}],
-    }
-    recipes = {"with prior": Recipe.of(settings), "without": Recipe.of({**settings, "prior_weight": 0})}
+    recipes = {"with prior": Recipe.of(SETTINGS), "without": Recipe.of({**SETTINGS, "prior_weight": 0})}
     return {name: train(recipe, folder / name) for name, recipe in recipes.items()}
 
 
@@ -61,6 +65,13 @@ def test_the_subject_is_learned_under_its_name(runs: dict[str, Run]) -> None:
     """With prior preservation the pictures of "a [V] dog" come nearer to the photos than those of "a dog"."""
     run = runs["with prior"]
     assert likeness(run, "after-subject-*.png") > likeness(run, "after-class-*.png")
+
+
+def test_textual_inversion_learns_the_subject_and_cannot_touch_its_class(tmp_path: Path) -> None:
+    own = {"method": "textual-inversion", "steps": 200, "learning_rate": 5e-3, "rank": None}
+    run = train(Recipe.of({**SETTINGS, **own}), tmp_path / "run")
+    assert likeness(run, "after-subject-*.png") > likeness(run, "after-class-*.png") + 0.02
+    assert movement(run) < 1  # drawn beside more pictures, a pixel may round the other way
 
 
 def test_colour_overlap_is_one_with_itself_and_none_with_other_colours() -> None:

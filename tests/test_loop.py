@@ -35,6 +35,7 @@ def recipe_for(model: Path, **values: object) -> Recipe:
         "alpha": 2.0,
         "precision": "fp32",
         "resolution": 32,
+        "prior_weight": 1.0,
         "subjects": [{"photos": ".", "class_noun": NOUN, "identifier": "ohwx"}],
     }
     return Recipe.of({**defaults, **values})
@@ -42,7 +43,8 @@ def recipe_for(model: Path, **values: object) -> Recipe:
 
 def random_latents(row: Row) -> dict[str, Tensor]:
     source = torch.Generator().manual_seed(sum(map(ord, row.photo.id)))
-    return {"mean_CHW": torch.randn(4, 8, 8, generator=source), "std_CHW": torch.rand(4, 8, 8, generator=source)}
+    mean_CHW, std_CHW = torch.randn(4, 8, 8, generator=source), torch.rand(4, 8, 8, generator=source)
+    return {"mean_CHW": mean_CHW, "std_CHW": std_CHW, "view_4": torch.rand(4, generator=source) * 64}
 
 
 def pool(count: int, prompt: str) -> list[Item]:
@@ -61,13 +63,13 @@ def make_loop(recipe: Recipe, photos: int = 3, prior: int = 5) -> tuple[loop.Loo
         for group in groups:
             for weight in group.parameters.values():
                 weight.data.add_(torch.randn_like(weight) * 0.1)
-    texts = None if recipe.train_text_encoder else Memo(lambda text: encode_prompt(pipe, family, text))
+    texts = None if methods.trains_text_encoders(recipe) else Memo(lambda text: encode_prompt(pipe, family, text))
     trainee = loop.Trainee(pipe, family, methods.trained_components(pipe, family, recipe), texts)
     settings = [{"params": list(g.parameters.values()), "lr": g.rate, "peak": g.rate} for g in groups]
     optimizer = torch.optim.AdamW(settings, weight_decay=recipe.weight_decay)
     plan = Plan(
         recipe.seed,
-        pool(photos, f"a ohwx {NOUN}"),
+        pool(photos, f"a {recipe.subjects[0].identifier} {NOUN}"),
         pool(prior, f"a {NOUN}") if recipe.prior_weight else [],
         recipe.batch_size,
         recipe.prior_weight,
@@ -194,7 +196,7 @@ def test_one_photo_overfits(tiny_sd: Path) -> None:
             batch = draw(slots, state.latents, 0, 0.1)
             t_B = state.process.sample_t(batch.u_B)
             noisy = state.process.mix(batch.latents_BCHW, batch.noise_BCHW, t_B)
-            return F.mse_loss(state.trainee(noisy, t_B, batch.prompts), batch.noise_BCHW).item()
+            return F.mse_loss(state.trainee(noisy, t_B, batch.prompts, batch.view_B4), batch.noise_BCHW).item()
 
     before = loss_at_fixed_draws()
     for _ in loop.steps(state, 0):

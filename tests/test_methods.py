@@ -21,13 +21,22 @@ CASES = [
     ("lora", {"targets": "attention", "train_text_encoder": True, "alpha": 3.0}),
     ("full", {"rank": None, "alpha": None}),
     ("full", {"rank": None, "alpha": None, "train_text_encoder": True}),
+    (
+        "textual-inversion",
+        {
+            "rank": None,
+            "alpha": None,
+            "text_encoder_learning_rate": None,
+            "subjects": [{"photos": ".", "class_noun": "dog", "identifier": "<dog-1>"}],
+        },
+    ),
 ]
 
 
-def picture(pipe: DiffusionPipeline) -> np.ndarray:
+def picture(pipe: DiffusionPipeline, prompt: str = "a ohwx dog") -> np.ndarray:
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(5)
-    result = pipe("a ohwx dog", num_inference_steps=3, generator=generator, output_type="np", height=32, width=32)
+    result = pipe(prompt, num_inference_steps=3, generator=generator, output_type="np", height=32, width=32)
     return np.asarray(result.images[0])
 
 
@@ -49,23 +58,24 @@ def test_the_adapter_gives_the_same_picture_in_stock_diffusers(
     method: str, values: dict[str, object], tiny_sd: Path, tmp_path: Path
 ) -> None:
     recipe = recipe_for(tiny_sd, method=method, **values)
+    prompt = f"a {recipe.subjects[0].identifier} dog"
     pipe, source = base(tiny_sd)
-    untouched = picture(pipe)
     family = families.get("sd")
     groups = methods.get(method).attach(pipe, family, recipe)
+    untouched = picture(pipe, prompt)
     train_at_random(groups)
-    trained = picture(pipe)
+    trained = picture(pipe, prompt)
     methods.get(method).save(pipe, family, source, recipe, tmp_path)
 
+    stock = StableDiffusionPipeline.from_pretrained(tmp_path if method == "full" else tiny_sd, safety_checker=None)
     if method == "lora":
-        stock = StableDiffusionPipeline.from_pretrained(tiny_sd, safety_checker=None)
         stock.load_lora_weights(tmp_path)
-    else:
-        stock = StableDiffusionPipeline.from_pretrained(tmp_path, safety_checker=None)
+    elif method == "textual-inversion":
+        stock.load_textual_inversion(tmp_path)
     assert abs(trained - untouched).max() > 0.01
-    np.testing.assert_allclose(picture(stock), trained, atol=2e-5)
-    ours = picture(methods.get(method).load(family, source, recipe, tmp_path))
-    np.testing.assert_array_equal(ours, picture(stock))
+    np.testing.assert_allclose(picture(stock, prompt), trained, atol=2e-5)
+    ours = picture(methods.get(method).load(family, source, recipe, tmp_path), prompt)
+    np.testing.assert_array_equal(ours, picture(stock, prompt))
 
 
 def test_a_fresh_lora_leaves_the_output_unchanged(tiny_sd: Path) -> None:
@@ -91,7 +101,9 @@ def test_trained_weights_are_float32_and_the_rest_is_frozen(
             assert weight.dtype == (torch.float32 if weight.requires_grad else torch.bfloat16)
     assert trained
     assert not any(weight.requires_grad for weight in pipe.vae.parameters())
-    assert {group.component for group in groups} == {"unet", *(["text_encoder"] if recipe.train_text_encoder else [])}
+    expected = set() if method == "textual-inversion" else {"unet"}
+    expected |= {"text_encoder"} if methods.trains_text_encoders(recipe) else set()
+    assert {group.component for group in groups} == expected
 
 
 def test_lora_starts_from_the_seed(tiny_sd: Path) -> None:

@@ -16,11 +16,12 @@ from huggingface_hub import constants, errors
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import save_file
 
-from dreambooth import models
+from dreambooth import families, models
 from dreambooth.errors import UserError
 from dreambooth.models import CARDS, SD_CROSS_ATTENTION, SD_FIRST_LAYER, TEACHING, resolve
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+PIPELINES = ", ".join(families.PIPELINES)
 
 
 def refusal(model, revision=None):
@@ -132,7 +133,7 @@ def test_a_misspelt_card():
 
 
 def test_an_unknown_word():
-    names = "toybox, sd15, sd14, sd21, sd21-base"
+    names = "toybox, sd15, sd14, sd21, sd21-base, sdxl, flux-dev, flux-schnell"
     assert refusal("hello") == f"there is no model 'hello': give one of {names}, a folder, a file or a hub id"
 
 
@@ -156,9 +157,7 @@ def test_a_damaged_index(model, text):
 
 def test_an_unknown_pipeline(model):
     write_index(model, _class_name="KandinskyPipeline")
-    assert refusal(model) == (
-        f"{model} is a KandinskyPipeline, which is not supported: choose a model of StableDiffusionPipeline"
-    )
+    assert refusal(model) == (f"{model} is a KandinskyPipeline, which is not supported: choose a model of {PIPELINES}")
 
 
 def test_an_index_without_a_unet(model):
@@ -221,7 +220,7 @@ def test_a_damaged_safetensors_file(tmp_path):
         ),
         (
             {"conv_in.weight": (8, 4, 3, 3)},
-            "is not a whole Stable Diffusion 1.x or 2.x checkpoint, the only files supported",
+            "is not a whole Stable Diffusion 1.x or 2.x checkpoint, the only files supported: give a diffusers folder",
         ),
         (
             {SD_CROSS_ATTENTION: (8, 768), SD_FIRST_LAYER: (8, 9, 3, 3)},
@@ -290,12 +289,12 @@ def test_what_the_hub_refuses(monkeypatch, error, message):
 
 
 def test_an_unsupported_hub_model_is_refused_before_its_weights_are_fetched(monkeypatch, model):
-    write_index(model, _class_name="FluxPipeline")
+    write_index(model, _class_name="KandinskyPipeline")
     weights = Mock()
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", Mock(return_value=str(model / "model_index.json")))
     monkeypatch.setattr(huggingface_hub, "snapshot_download", weights)
-    message = "me/flux is a FluxPipeline, which is not supported: choose a model of StableDiffusionPipeline"
-    assert refusal("me/flux") == message
+    message = f"me/kandinsky is a KandinskyPipeline, which is not supported: choose a model of {PIPELINES}"
+    assert refusal("me/kandinsky") == message
     weights.assert_not_called()
 
 

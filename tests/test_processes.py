@@ -107,8 +107,9 @@ def test_class_images_are_shared_out_whatever_the_others_have_drawn_meanwhile(
         ((*FULL, "--batch-size", "2"), ("--accumulation", "2", "--gradient-checkpointing")),
         (("--batch-size", "1"), ("--accumulation", "2")),  # two images in four passes: half of them are idle
         (("--batch-size", "3", "--prior-weight", "0", "--train-text-encoder"), ()),
+        (("--method", "textual-inversion", "--batch-size", "2"), ("--accumulation", "2", "--gradient-checkpointing")),
     ],
-    ids=["full", "idle passes", "uneven"],
+    ids=["full", "idle passes", "uneven", "textual inversion"],
 )
 def test_however_the_images_are_spread(
     settings: tuple[str, ...], spread: tuple[str, ...], folder: Path, tiny_sd: Path, tmp_path: Path

@@ -21,6 +21,7 @@ from tests.pictures import picture
 SUBJECT = {"photos": "photos", "class_noun": "dog", "identifier": "ohwx"}
 COUNTED = {
     "method": "full",
+    "label": "a [V]",
     "learning_rate": 2e-4,
     "schedule": "cosine",
     "warmup": 3,
@@ -108,6 +109,41 @@ def test_the_number_of_steps_counts_where_the_schedule_depends_on_it() -> None:
 )
 def test_the_subject_counts_and_not_where_its_photos_lie(changed: dict[str, str], counts: bool) -> None:
     assert (name(recipe(subjects=[{**SUBJECT, **changed}])) != name(recipe())) == counts
+
+
+def test_the_default_label_does_not_count() -> None:
+    """Runs from before there was a label keep their identity."""
+    assert "label" not in counted(recipe(label="a [V] {class}"))
+
+
+@pytest.mark.parametrize(("method", "weight"), [("lora", 1.0), ("full", 1.0), ("textual-inversion", 0.0)])
+def test_the_prior_is_on_where_the_class_could_be_lost(method: str, weight: float, tiny_sd: Path) -> None:
+    source = resolve(str(tiny_sd))
+    assert presets.fill(recipe(method=method), source, 32, "cpu")[0].prior_weight == weight
+    assert presets.fill(recipe(method=method, prior_weight=0.25), source, 32, "cpu")[0].prior_weight == 0.25
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"rank": 4}, "--rank is a setting of a LoRA: leave it out, or use --method lora"),
+        ({"alpha": 4.0}, "--alpha is a setting of a LoRA: leave it out, or use --method lora"),
+        ({"train_text_encoder": True}, "--train-text-encoder does not go with textual inversion"),
+        ({"text_encoder_learning_rate": 1e-4}, "--text-encoder-learning-rate does not go with textual inversion"),
+    ],
+)
+def test_what_textual_inversion_has_no_use_for_is_refused(setting: dict[str, Any], said: str, tiny_sd: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        presets.fill(recipe(method="textual-inversion", **setting), resolve(str(tiny_sd)), 32, "cpu")
+    assert str(caught.value).startswith(said)
+
+
+def test_a_method_without_a_preset_is_refused(tiny_sd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(presets.TRAINING, ("sd", "full"))
+    with pytest.raises(UserError) as caught:
+        presets.fill(recipe(method="full"), resolve(str(tiny_sd)), 32, "cpu")
+    mend = "use --method lora or --method textual-inversion"
+    assert str(caught.value) == f"--method full is not there for sd models: {mend}"
 
 
 def test_the_model_and_the_photos_count() -> None:
@@ -220,7 +256,7 @@ def test_yaml_takes_numbers_as_people_write_them(tmp_path: Path) -> None:
         ({"scenes": "a [V] dog"}, "--scenes a [V] dog: give a list"),
         ({"rank": -1}, "--rank -1: input should be greater than or equal to 1"),
         ({"rank": "much"}, "--rank much: input should be a valid integer, unable to parse string as an integer"),
-        ({"method": "lra"}, "--method lra: input should be 'lora' or 'full'"),
+        ({"method": "lra"}, "--method lra: input should be 'lora', 'full' or 'textual-inversion'"),
         ({"allow": ["everything"]}, "--allow everything: input should be 'identifier' or 'learning-rate'"),
     ],
 )
@@ -268,12 +304,14 @@ def test_files_that_are_no_recipe(content: bytes, said: str, tmp_path: Path) -> 
 
 def test_nothing_is_left_open_and_every_choice_has_a_reason(tiny_sd: Path) -> None:
     source = resolve(str(tiny_sd))
-    for method in ("lora", "full"):
+    unused = {"lora": set(), "full": {"rank", "alpha"}}
+    unused["textual-inversion"] = {"rank", "alpha", "text_encoder_learning_rate"}
+    for method in unused:
         given = recipe(method=method, seed=3)
         filled, reasons = presets.fill(given, source, native_resolution(source), "cpu")
         left = {key for key, value in filled if value is None}
         optional = {"model", "revision", "prior_images", "min_snr", "scenes"}
-        assert left == optional | ({"rank", "alpha"} if method == "full" else set())
+        assert left == optional | unused[method]
         changed = {key for key, value in filled if value != getattr(given, key)}
         assert changed == set(reasons)
         assert all(reasons.values())

@@ -14,8 +14,10 @@ import pytest
 import yaml
 from PIL import Image
 
+from dreambooth.charts import Frame, _running_mean, _ticks
 from dreambooth.errors import UserError
-from dreambooth.reporting import Frame, _duration, _read, _running_mean, _ticks, report
+from dreambooth.pages import duration
+from dreambooth.reporting import _read, report
 
 VOID = {"meta", "link", "img", "line", "polyline", "br", "hr"}
 SCENES = ["on the beach", "in the snow", "wearing a top hat", "as a pencil sketch", "on a purple rug"]
@@ -426,7 +428,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path):
     [(0.04, "0.0 s"), (9.94, "9.9 s"), (10, "10 s"), (59.6, "1 min 0 s"), (152, "2 min 32 s"), (7384, "2 h 3 min")],
 )
 def test_durations(seconds: float, text: str):
-    assert _duration(seconds) == text
+    assert duration(seconds) == text
 
 
 def test_the_report_imports_no_torch():

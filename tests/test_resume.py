@@ -38,7 +38,12 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs fork and POSIX si
 
 IDENTITY = prior.Identity("model", "a dog", "sampler", 1, 1.0, 32, "fp32", batch=1, seed=0)
 SET = partial(prior.ClassImages, identity=IDENTITY, count=1)
-KINDS = {"lora": (), "full": ("--method", "full"), "text encoder": ("--train-text-encoder",)}
+KINDS = {
+    "lora": (),
+    "full": ("--method", "full"),
+    "text encoder": ("--train-text-encoder",),
+    "textual inversion": ("--method", "textual-inversion"),
+}
 
 
 class Listener(Silent):

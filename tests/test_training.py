@@ -46,7 +46,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(model: Path, photos: Path, out: Path, **values: Any) -> Run:
     subjects = [{"photos": photos, "class_noun": "dog"}]
     settings = {"model": str(model), **QUICK, "subjects": subjects, **values}
-    if settings.get("method") == "full":
+    if settings.get("method", "lora") != "lora":
         settings["rank"] = None
     return train(Recipe.of(settings), out)
 
@@ -72,7 +72,13 @@ def assert_equal(one: Run, two: Run) -> None:
 
 @pytest.mark.parametrize(
     "values",
-    [{}, {"crops": 2, "flip": True, "batch_size": 2}, {"train_text_encoder": True}, {"method": "full", "min_snr": 5.0}],
+    [
+        {},
+        {"crops": 2, "flip": True, "batch_size": 2},
+        {"train_text_encoder": True},
+        {"method": "full", "min_snr": 5.0},
+        {"method": "textual-inversion"},
+    ],
 )
 def test_cached_is_live(values: dict[str, Any], tiny_sd: Path, photos: Path, tmp_path: Path) -> None:
     assert_equal(
@@ -81,26 +87,35 @@ def test_cached_is_live(values: dict[str, Any], tiny_sd: Path, photos: Path, tmp
     )
 
 
+@pytest.mark.parametrize("values", [{}, {"method": "textual-inversion", "batch_size": 2}])
 def test_neither_gradient_checkpointing_nor_accumulation_nor_logging_changes_a_run(
-    tiny_sd: Path, photos: Path, tmp_path: Path
+    values: dict[str, Any], tiny_sd: Path, photos: Path, tmp_path: Path
 ) -> None:
-    plain = run(tiny_sd, photos, tmp_path / "plain")
-    assert_equal(plain, run(tiny_sd, photos, tmp_path / "checkpointed", gradient_checkpointing=True))
-    assert_equal(plain, run(tiny_sd, photos, tmp_path / "logged", log_every=1, save_every=1, keep=1))
-    split = run(tiny_sd, photos, tmp_path / "split", accumulation=2)
-    np.testing.assert_allclose(losses(split), losses(plain), rtol=1e-5)
+    plain = run(tiny_sd, photos, tmp_path / "plain", **values)
+    assert_equal(plain, run(tiny_sd, photos, tmp_path / "checkpointed", gradient_checkpointing=True, **values))
+    assert_equal(plain, run(tiny_sd, photos, tmp_path / "logged", log_every=1, save_every=1, keep=1, **values))
+    split = run(tiny_sd, photos, tmp_path / "split", accumulation=2, **values)
+    np.testing.assert_allclose(np.array(losses(split), float), np.array(losses(plain), float), rtol=1e-5)
 
 
-@pytest.mark.parametrize("values", [{"train_text_encoder": True, "targets": "wide"}, {"method": "full"}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"train_text_encoder": True, "targets": "wide"},
+        {"method": "full"},
+        {"method": "textual-inversion", "label": "a [V]"},
+    ],
+)
 def test_the_runs_pictures_are_those_of_the_shipped_adapter_in_stock_diffusers(
     values: dict[str, Any], tiny_sd: Path, photos: Path, tmp_path: Path
 ) -> None:
     done = run(tiny_sd, photos, tmp_path / "run", samples=1, scenes=("a [V] dog on the moon",), **values)
-    if values.get("method") == "full":
-        pipe = StableDiffusionPipeline.from_pretrained(done.adapter, safety_checker=None)
-    else:
-        pipe = StableDiffusionPipeline.from_pretrained(tiny_sd, safety_checker=None)
+    base = done.adapter if done.recipe.method == "full" else tiny_sd
+    pipe = StableDiffusionPipeline.from_pretrained(base, safety_checker=None)
+    if done.recipe.method == "lora":
         pipe.load_lora_weights(done.adapter)
+    elif done.recipe.method == "textual-inversion":
+        pipe.load_textual_inversion(done.adapter)
     manifest = json.loads((done.samples / "manifest.json").read_text())
     pipe.scheduler = __import__("diffusers").DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
     after = [entry for entry in manifest["images"] if entry["role"] == "after"]
@@ -131,7 +146,7 @@ def test_full_fine_tuning_leaves_the_autoencoder_alone_and_moves_the_denoiser(
     assert moved == {"unet"}
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", ["lora", "full", "textual-inversion"])
 def test_bf16_keeps_what_it_trains_in_float32(method: str, tiny_sd: Path, photos: Path, tmp_path: Path) -> None:
     done = run(tiny_sd, photos, tmp_path / "run", precision="bf16", method=method, samples=1)
     state = load_file(next(done.checkpoints.iterdir()) / "weights.safetensors")
@@ -150,6 +165,7 @@ def test_settings_that_matter_change_the_run(tiny_sd: Path, photos: Path, tmp_pa
         {"crops": 3},
         {"background_weight": 1.0},
         {"warmup": 3},
+        {"label": "a [V]"},
     ]
     runs = [run(tiny_sd, photos, tmp_path / str(k), **values) for k, values in enumerate(changes)]
     assert len({json.dumps(losses(each)) + str(weights(each)) for each in runs}) == len(changes)

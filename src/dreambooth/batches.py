@@ -54,6 +54,7 @@ class Batch:
         weight_B: Weight of each image in the loss.
         prior_B: 1 for class images, 0 for photos.
         mask_B1HW: Weight of each latent pixel, or None where no image has a mask.
+        view_B4: Height and width of each photo, and top and left edge of the view of it, as `cache.encode_photo` says.
     """
 
     latents_BCHW: Tensor
@@ -63,6 +64,7 @@ class Batch:
     weight_B: Tensor
     prior_B: Tensor
     mask_B1HW: Tensor | None
+    view_B4: Tensor
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def draw(slots: Sequence[Slot], latents: Memo[Row, dict[str, Tensor]], seed: int
         seed: The plan's seed.
         background_weight: Weight in the loss of what an image's mask leaves out.
     """
-    drawn, noises, times, masks = [], [], [], []
+    drawn, noises, times, masks, views = [], [], [], [], []
     for slot in slots:
         source = generator(seed, "slot", slot.step, slot.index)
         view = int(torch.randint(len(slot.item.rows), (1,), generator=source))
@@ -131,6 +133,7 @@ def draw(slots: Sequence[Slot], latents: Memo[Row, dict[str, Tensor]], seed: int
         noises.append(torch.randn(mean_CHW.shape, generator=source))
         drawn.append(mean_CHW + encoded["std_CHW"] * torch.randn(mean_CHW.shape, generator=source))
         masks.append(encoded.get("mask_1HW"))
+        views.append(encoded["view_4"])
     return Batch(
         torch.stack(drawn),
         torch.stack(noises),
@@ -139,6 +142,7 @@ def draw(slots: Sequence[Slot], latents: Memo[Row, dict[str, Tensor]], seed: int
         torch.tensor([slot.weight for slot in slots]),
         torch.tensor([float(slot.is_prior) for slot in slots]),
         _stack_masks(masks, drawn, background_weight),
+        torch.stack(views),
     )
 
 

@@ -62,7 +62,7 @@ def encode_photo(pipe: DiffusionPipeline, family: Family, row: Row, resolution: 
     """Encode one view of a photo.
 
     Returns:
-        `mean_CHW` and `std_CHW` of its latents, float32 on the CPU, and its `mask_1HW` where it has one.
+        `mean_CHW` and `std_CHW` of its latents and its `view_4`, float32 on the CPU; `mask_1HW` where it has a mask.
     """
     pixels_HWC = photos.crop(row.photo, resolution, row.variant, seed)
     encoder = next(pipe.vae.parameters())
@@ -70,6 +70,7 @@ def encode_photo(pipe: DiffusionPipeline, family: Family, row: Row, resolution: 
     scaled_1CHW = pixels_1CHW.to(encoder.device, torch.float32) / 127.5 - 1
     rows = family.encode_images(pipe, scaled_1CHW)
     encoded = {name.replace("_BCHW", "_CHW"): value_1CHW[0].float().cpu() for name, value_1CHW in rows.items()}
+    encoded["view_4"] = _view(row, resolution, seed)
     mask_HW = photos.crop_mask(row.photo, resolution, row.variant, seed)
     if mask_HW is not None:
         mask_11HW = torch.tensor(_flip(mask_HW, row.mirrored))[None, None].float() / 255
@@ -82,6 +83,17 @@ def encode_prompt(pipe: DiffusionPipeline, family: Family, prompt: str) -> dict[
     """Encode one prompt to its conditioning row, on the CPU."""
     (row,) = family.encode_prompts(pipe, [prompt])
     return {name: value.cpu() for name, value in row.items()}
+
+
+def _view(row: Row, resolution: int, seed: int) -> Tensor:
+    """Return the photo's height and width, and top and left edge of the view in the photo scaled as the view is.
+
+    For the models that were trained to be told (Podell et al. 2023, https://arxiv.org/abs/2307.01952, section 2.2).
+    """
+    width, height = row.photo.size
+    left, top, right, bottom = photos.box(row.photo, row.variant, seed)
+    scale = resolution / (bottom - top)
+    return torch.tensor([height, width, top * scale, (width - right if row.mirrored else left) * scale])
 
 
 def _flip(pixels: np.ndarray, mirrored: bool) -> np.ndarray:

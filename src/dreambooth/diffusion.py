@@ -6,6 +6,7 @@ what the target is, is the process's affair and never a branch of the training l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -20,8 +21,13 @@ from dreambooth.errors import UserError
 class Process(Protocol):
     """A diffusion process. Times `t_B` are in the process's own unit: steps for `Ddpm`, sigma for `Flow`."""
 
-    def sample_t(self, u_B: Tensor) -> Tensor:
-        """Map uniform draws in [0, 1) to times of the training distribution."""
+    def sample_t(self, u_B: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Map uniform draws in [0, 1) to times of the training distribution.
+
+        Args:
+            u_B: The draws.
+            size: Height and width of the latents; None for a model's largest.
+        """
 
     def mix(self, x_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor) -> Tensor:
         """Return the clean latents with the noise of time `t_B`, in the dtype of `x_BCHW`."""
@@ -62,8 +68,8 @@ class Ddpm:
             raise UserError(f"the model has prediction_type {kind!r}: only {' and '.join(kinds)} can be trained")
         return cls(DDPMScheduler.from_config(config).alphas_cumprod, kinds[kind])
 
-    def sample_t(self, u_B: Tensor) -> Tensor:
-        """Map uniform draws in [0, 1) to int64 steps in [0, T), uniformly."""
+    def sample_t(self, u_B: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Map uniform draws in [0, 1) to int64 steps in [0, T), uniformly, whatever the size."""
         return (u_B * len(self.alphas_cumprod_T)).long()
 
     def mix(self, x_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor) -> Tensor:
@@ -98,6 +104,31 @@ class Ddpm:
 
 
 @dataclass(frozen=True)
+class SizedShift:
+    """A flow's shift that grows with the image, so that a larger one is drowned in as much noise.
+
+    Its logarithm is linear in the number of tokens: `get_lin_function` of Black Forest Labs' sampling,
+    https://github.com/black-forest-labs/flux/blob/main/src/flux/sampling.py; the reason is in Esser et al. 2024,
+    https://arxiv.org/abs/2403.03206, section 5.3.2.
+
+    Attributes:
+        tokens: Two numbers of tokens, the fewer first.
+        logarithms: The logarithm of the shift at each.
+        patch: Side in latent pixels of a token.
+    """
+
+    tokens: tuple[int, int]
+    logarithms: tuple[float, float]
+    patch: int = 2
+
+    def at(self, size: tuple[int, int] | None) -> float:
+        """Return the shift for latents of a height and width; without a size, that of the larger number of tokens."""
+        (few, many), (low, high) = self.tokens, self.logarithms
+        tokens = many if size is None else size[0] * size[1] / self.patch**2
+        return math.exp(low + (tokens - few) / (many - few) * (high - low))
+
+
+@dataclass(frozen=True)
 class Flow:
     """Rectified flow: a straight line from the image to the noise, the denoiser predicting its direction.
 
@@ -105,14 +136,36 @@ class Flow:
 
     Attributes:
         shift: Above 1, more draws fall on high noise (Esser et al. 2024, https://arxiv.org/abs/2403.03206, eq. 23).
+        draws: Distribution of sigma before the shift: "uniform", or "logit-normal" with mean 0 and deviation 1, which
+            prefers the middle (ibid., section 3.1).
     """
 
-    shift: float = 1.0
+    shift: float | SizedShift = 1.0
+    draws: Literal["uniform", "logit-normal"] = "uniform"
 
-    def sample_t(self, u_B: Tensor) -> Tensor:
+    @classmethod
+    def from_scheduler_config(
+        cls, config: Mapping[str, Any], draws: Literal["uniform", "logit-normal"], patch: int = 2
+    ) -> Flow:
+        """Read the shift from the config of diffusers' flow-matching scheduler.
+
+        Args:
+            config: The config.
+            draws: Distribution of sigma before the shift, which no config tells.
+            patch: Side in latent pixels of the denoiser's tokens.
+        """
+        if not config.get("use_dynamic_shifting"):
+            return cls(config["shift"], draws)
+        tokens = (config["base_image_seq_len"], config["max_image_seq_len"])
+        return cls(SizedShift(tokens, (config["base_shift"], config["max_shift"]), patch), draws)
+
+    def sample_t(self, u_B: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Map uniform draws in [0, 1) to shifted sigmas in (0, 1]."""
         sigma_B = 1 - u_B
-        return self.shift * sigma_B / (1 + (self.shift - 1) * sigma_B)
+        if self.draws == "logit-normal":
+            sigma_B = torch.special.ndtri(sigma_B).sigmoid()
+        shift = self.shift.at(size) if isinstance(self.shift, SizedShift) else self.shift
+        return shift * sigma_B / (1 + (shift - 1) * sigma_B)
 
     def mix(self, x_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor) -> Tensor:
         """Return (1 - sigma) x + sigma noise."""

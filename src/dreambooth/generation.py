@@ -257,11 +257,16 @@ def _parse_adapter(text: str) -> tuple[Run, float]:
     return run, value
 
 
-def _entry(run: Run, strength: float) -> dict[str, Any]:
-    digest = hashlib.sha256()
+def digest(run: Run) -> str:
+    """Return the sha256 of what a run ships."""
+    found = hashlib.sha256()
     for file in sorted(run.adapter.rglob("*.safetensors")):
-        digest.update(file.read_bytes())
-    return {"path": str(run.path), "kind": run.recipe.method, "strength": strength, "sha256": digest.hexdigest()}
+        found.update(file.read_bytes())
+    return found.hexdigest()
+
+
+def _entry(run: Run, strength: float) -> dict[str, Any]:
+    return {"path": str(run.path), "kind": run.recipe.method, "strength": strength, "sha256": digest(run)}
 
 
 def _next_folder(target: str | Path) -> Path:

@@ -46,13 +46,14 @@ class Trainee(nn.Module):
         self._family = family
         self._conditioning = conditioning
 
-    def forward(self, noisy_BCHW: Tensor, t_B: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Predict the target for noisy latents under their prompts."""
+    def forward(self, noisy_BCHW: Tensor, t_B: Tensor, prompts: Sequence[str], view_B4: Tensor) -> Tensor:
+        """Predict the target for noisy latents under their prompts, as the views of photos that they are."""
         if self._conditioning is None:
             rows = self._family.encode_prompts(self._pipe, prompts)
         else:
             rows = [self._conditioning[prompt] for prompt in prompts]
-        cond = {name: value.to(noisy_BCHW.device) for name, value in self._family.collate(rows).items()}
+        told = {**self._family.collate(rows), "view_B4": view_B4}
+        cond = {name: value.to(noisy_BCHW.device) for name, value in told.items()}
         return self._family.predict(self._family.denoiser(self._pipe), noisy_BCHW, t_B, cond)
 
 
@@ -124,8 +125,10 @@ def backward(loop: Loop, batch: Batch) -> Tensor:
     device = loop.accelerator.device
     latents_BCHW, noise_BCHW = batch.latents_BCHW.to(device), batch.noise_BCHW.to(device)
     mask_B1HW = None if batch.mask_B1HW is None else batch.mask_B1HW.to(device)
-    t_B = loop.process.sample_t(batch.u_B.to(device))
-    predicted_BCHW = loop.trainee(loop.process.mix(latents_BCHW, noise_BCHW, t_B), t_B, batch.prompts)
+    height, width = latents_BCHW.shape[-2:]
+    t_B = loop.process.sample_t(batch.u_B.to(device), (height, width))
+    noisy_BCHW = loop.process.mix(latents_BCHW, noise_BCHW, t_B)
+    predicted_BCHW = loop.trainee(noisy_BCHW, t_B, batch.prompts, batch.view_B4)
     target_BCHW = loop.process.target(latents_BCHW, noise_BCHW, t_B)
     # w_t || prediction - target ||^2, each image with its own t (Ruiz et al. 2023, eq. 1)
     loss_B = loop.process.weight(t_B, loop.recipe.min_snr) * denoising(predicted_BCHW, target_BCHW, mask_B1HW)

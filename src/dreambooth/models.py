@@ -26,7 +26,7 @@ PACKAGE = Path(__file__).parent
 
 # What a pipeline is made of: no single-file copies at the top level, no half-precision, EMA-less or other doubles.
 WANTED = ["model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors"]
-UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
+UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder", "vae_1_0")
 UNWANTED = ["*.fp16.*", "*.bf16.*", "*.non_ema.*", "*flax*", "*onnx*", "*openvino*", *(f"{p}/*" for p in UNUSED_PARTS)]
 WEIGHTLESS_PARTS = ("scheduler", "tokenizer")
 DENOISERS = ("unet", "transformer")
@@ -44,6 +44,9 @@ SD_FIRST_LAYER = "model.diffusion_model.input_blocks.0.0.weight"
 SD15_MEMORY_GIB = 8
 TEACHING = f"it is a 64-px teaching model: name a real one, such as --model sd15 (a GPU with {SD15_MEMORY_GIB} GiB)"
 
+IDENTITY_ENCODER, CLIP_ENCODER = "dino-vits16", "clip-vit-b32"
+"""The paper's encoders (it does not say which CLIP: B/32 is the likeliest, docs/evaluation.md)."""
+
 
 @dataclass(frozen=True)
 class Card:
@@ -58,6 +61,8 @@ class Card:
         gated: Whether the licence must be accepted on the hub first.
         resolution: Side in pixels that the model was trained at.
         note: One line for the list of models.
+        identity_encoder: What tells subjects apart in its pictures (a name of `evaluation.encoders.SPECS`).
+        clip_encoder: What holds its pictures against texts.
     """
 
     name: str
@@ -68,6 +73,8 @@ class Card:
     gated: bool
     resolution: int
     note: str
+    identity_encoder: str = IDENTITY_ENCODER
+    clip_encoder: str = CLIP_ENCODER
 
 
 @dataclass(frozen=True)
@@ -262,7 +269,10 @@ def _check_file(path: Path) -> str:
     if any("lora" in key for key in shapes):
         raise UserError(f"{path} is a LoRA, not a base model: give the model that it was trained on")
     if SD_CROSS_ATTENTION not in shapes:
-        raise UserError(f"{path} is not a whole Stable Diffusion 1.x or 2.x checkpoint, the only files supported")
+        raise UserError(
+            f"{path} is not a whole Stable Diffusion 1.x or 2.x checkpoint, the only files supported: "
+            "give a diffusers folder"
+        )
     channels = shapes[SD_FIRST_LAYER][1]
     if channels != 4:
         raise UserError(f"{path} takes {channels} input channels (inpainting or editing): give a text-to-image model")
@@ -332,6 +342,10 @@ def native_resolution(source: Source) -> int:
     if source.path.is_file():
         return 512
     (denoiser,) = (name for name in DENOISERS if (source.path / name).is_dir())
-    unet = json.loads((source.path / denoiser / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((source.path / denoiser / "config.json").read_text(encoding="utf-8"))
     vae = json.loads((source.path / "vae" / "config.json").read_text(encoding="utf-8"))
-    return int(unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1))
+    if (
+        "sample_size" not in config
+    ):  # a transformer that takes any size: then the autoencoder's, which was trained at it
+        return int(vae["sample_size"])
+    return int(config["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1))

@@ -29,12 +29,14 @@ def optimise(job: Job, class_images: Sequence[Sequence[Photo]]) -> None:
     components = methods.trained_components(job.pipe, job.family, recipe)
     for module in components.values():
         module.train()
-        if recipe.gradient_checkpointing:
+    if recipe.gradient_checkpointing:
+        for module in (job.family.denoiser(job.pipe), *components.values()):
             _checkpoint_gradients(module)
     trainee = loop.Trainee(job.pipe, job.family, components, texts)
     optimizer = _optimizer(groups, recipe)
     weights = {f"{g.component}.{name}": weight for g in groups for name, weight in g.parameters.items()}
     prepared, prepared_optimizer = job.accelerator.prepare(trainee, optimizer)
+    assert recipe.prior_weight is not None, "presets.fill leaves no weight open"
     plan = Plan(recipe.seed, subject_items, prior_items, recipe.batch_size, recipe.prior_weight)
     process = job.family.process(job.pipe)
     state = loop.Loop(prepared, prepared_optimizer, job.accelerator, process, plan, latents, recipe)
@@ -67,7 +69,7 @@ def _caches(
         lambda row: encode_photo(job.pipe, job.family, row, side, recipe.seed), recipe.cache
     )
     texts: Memo[str, dict[str, Tensor]] | None = None
-    if not recipe.train_text_encoder:
+    if not methods.trains_text_encoders(recipe):
         texts = Memo(lambda prompt: encode_prompt(job.pipe, job.family, prompt), recipe.cache)
     if recipe.cache:
         rows = [row for item in items for row in item.rows]
@@ -83,7 +85,7 @@ def _caches(
 def _free(job: Job) -> None:
     """Drop the parts that everything has been encoded with."""
     job.pipe.vae = None
-    if not job.recipe.train_text_encoder:
+    if not methods.trains_text_encoders(job.recipe):
         for name in job.family.text_encoders(job.pipe):
             setattr(job.pipe, name, None)
 

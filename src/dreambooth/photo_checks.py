@@ -1,6 +1,6 @@
-"""What can be wrong with a photo: its size, sharpness and exposure, and whether it is in the folder twice.
+"""What can be wrong with a photo: its size, sharpness, exposure and borders, and whether it is in the folder twice.
 
-Sharpness and exposure are warnings. The constants say how far from the threshold every photo of DreamBench and of the
+All but a tiny size and a copy are warnings. The constants say how far from the threshold every photo of DreamBench and of the
 toybox lies, and how far on its other side a copy that was blurred (Gaussian, radius 8 at 512 pixels) or encoded anew.
 """
 
@@ -25,8 +25,36 @@ resized to 200 pixels) differ by 2.8 or less, different photos of one subject by
 SAME_CONTRAST = 0.25
 """The same as a share of the miniature's standard deviation, for nearly flat pictures. Copies: 0.10 or less."""
 
+DIM = 56.0
+"""Lightness, of 255, that the brightest 2 % of a photo stay under if it is too dark."""
+BAR = 0.03
+"""Least width of a bar along an edge, as a share of the picture."""
+
+RISKS = {
+    "blur": "the model learns the blur and draws the subject soft",
+    "exposure": "colours and details of the subject that cannot be seen are invented",
+    "small": "the model learns the enlargement and draws the subject soft",
+    "duplicate": "this view would count twice and be reproduced instead of the subject",
+    "near-duplicate": "this view counts twice, and pictures drift towards it whatever the prompt says",
+    "bars": "the bars are learnt as part of the subject and drawn into pictures",
+    "tiny": "few of the pixels that are learnt show the subject: its details are lost, the scene is learnt instead",
+    "cut": "the model does not see the whole subject and draws it cut off or completes it wrongly",
+    "background": "the background is learnt as part of the subject and comes along into every scene",
+    "pose": "the subject is drawn in this one view only, whatever the prompt says",
+    "mark": "the mark is learnt as part of the subject and drawn into pictures",
+    "few": "little variety: the model repeats the photos instead of learning the subject",
+    "many": "more photos take more steps, and the worst of them are learnt too",
+    "mask": "without the mask the background is learnt as much as the subject",
+    "caption": "the photo is learnt with the standard label",
+    "weak-prior": "the class gives the model little to build on, and new poses and places come out worse",
+}
+"""What happens in training if a problem of this kind stays."""
+
 _SIDE = 256
+_SHARP_SIDE = 512
 _TILES = 4
+_BAR_LEVELS = 20
+_BAR_LINE = 0.7
 _MINIATURE = 16
 
 
@@ -36,6 +64,11 @@ class Problem:
 
     kind: str
     message: str
+
+    @property
+    def risk(self) -> str | None:
+        """What happens in training if it stays; None for what is not used at all."""
+        return RISKS.get(self.kind)
 
 
 @dataclass(frozen=True)
@@ -56,9 +89,10 @@ def check(image: Image.Image, size: tuple[int, int], resolution: int) -> list[Pr
         size: Width and height of the photo, upright.
         resolution: The side in pixels at which it will be learnt.
     """
-    image = image.copy()
+    sharp, image = image.copy(), image.copy()
+    sharp.thumbnail((_SHARP_SIDE, _SHARP_SIDE), Image.Resampling.LANCZOS)
     image.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-    found = [_small(size, resolution), _exposure(image) or _blur(image)]
+    found = [_small(size, resolution), _exposure(image) or _blur(sharp), _bars(image)]
     return [problem for problem in found if problem]
 
 
@@ -89,6 +123,36 @@ def burnt_share(image: Image.Image) -> float:
     """Return the share of bright pixels with a channel at its limit. Pure red or blue is no overexposure."""
     bright = np.asarray(image.convert("L")) >= 160
     return float((bright & (np.asarray(image).max(axis=-1) >= 250)).mean())
+
+
+def brightest(image: Image.Image) -> float:
+    """Return the lightness, of 255, that only 2 % of the pixels exceed."""
+    return float(np.percentile(np.asarray(image.convert("L")), 98))
+
+
+def bars(image: Image.Image) -> dict[str, float]:
+    """Find plain bars along opposite edges: the width of each as a share of the picture.
+
+    A bar is rows of one colour that end in a straight line: what follows differs from it along most of that line. So a
+    subject before a plain backdrop has none.
+    """
+    pixels = np.asarray(image, dtype=np.float32)
+    sides = {"top": pixels, "bottom": pixels[::-1], "left": pixels.swapaxes(0, 1), "right": pixels.swapaxes(0, 1)[::-1]}
+    widths = {name: _bar(side) for name, side in sides.items()}
+    pairs = (("top", "bottom"), ("left", "right"))
+    return {name: widths[name] for pair in pairs if min(widths[one] for one in pair) >= BAR for name in pair}
+
+
+def _bar(rows: npt.NDArray[np.float32]) -> float:
+    """Return the share of rows in the bar at their beginning, 0 if there is none."""
+    colour = np.median(rows[0], axis=0)
+    unlike = np.abs(rows - colour).max(axis=-1) > _BAR_LEVELS
+    plain = unlike.mean(axis=1) < 0.01
+    count = int(plain.argmin())
+    if plain[count] or not count:
+        return 0.0
+    line = unlike[count : count + 3].any(axis=0)
+    return count / len(rows) if line.mean() > _BAR_LINE else 0.0
 
 
 def miniature(image: Image.Image) -> npt.NDArray[np.float32]:
@@ -142,9 +206,21 @@ def _exposure(image: Image.Image) -> Problem | None:
     black, burnt = black_share(image), burnt_share(image)
     if black >= NEARLY_ALL:
         return Problem("exposure", f"{black:.0%} of it is black: take it again in more light")
+    light = brightest(image)
+    if light < DIM:
+        levels = f"98 % of it is darker than level {light:.0f} of 255"
+        return Problem("exposure", f"{levels}: take it again in more light, or lighten it")
     if burnt >= NEARLY_ALL:
         return Problem("exposure", f"{burnt:.0%} of it is white or burnt out: take it again in less light, or closer")
     return None
+
+
+def _bars(image: Image.Image) -> Problem | None:
+    found = bars(image)
+    if not found:
+        return None
+    widths = " and ".join(f"{width:.0%} at the {name}" for name, width in found.items())
+    return Problem("bars", f"plain bars along its edges ({widths}): crop them off")
 
 
 def _blur(image: Image.Image) -> Problem | None:

@@ -11,7 +11,7 @@ import hashlib
 import random
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,12 +83,14 @@ class Finding:
         return self.photo is not None
 
 
-def read(folder: Path, resolution: int) -> list[Finding]:
+def read(folder: Path, resolution: int, look: Callable[[str, Image.Image], object] | None = None) -> list[Finding]:
     """Read and check every entry of a folder, sorted by name (`2.jpg` before `10.jpg`). Sidecars have no entry.
 
     Args:
         folder: The folder of the subject's photos.
         resolution: The side in pixels at which they will be learnt.
+        look: Called with the name and a reduced version (RGB, at most 512 pixels) of every photo that can be read, so
+            that who wants to see them need not decode them again.
 
     Raises:
         UserError: There is no such folder, no photo in it can be used, or one has more than 250 megapixels.
@@ -97,7 +99,7 @@ def read(folder: Path, resolution: int) -> list[Finding]:
     sidecars = {entry.with_suffix(end) for entry in entries if _is_photo(entry) for end in (CAPTION, MASK)}
     listed = [entry for entry in entries if entry not in sidecars]
     pictures: list[Picture] = []
-    problems = {entry.name: _inspect(entry, resolution, pictures) for entry in listed}
+    problems = {entry.name: _inspect(entry, resolution, pictures, look) for entry in listed}
     large_enough = [picture for picture in pictures if not photo_checks.too_small(picture.size)]
     originals = photo_checks.copies(large_enough)
     for copy, original in originals.items():
@@ -166,18 +168,18 @@ def crop(photo: Photo, resolution: int, variant: int, seed: int) -> npt.NDArray[
     Returns:
         RGB pixels, (resolution, resolution, 3).
     """
-    box = _box(photo, variant, seed)
+    square = box(photo, variant, seed)
     image = open_upright(photo.path)
-    return np.asarray(image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0))
+    return np.asarray(image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=square, reducing_gap=3.0))
 
 
 def crop_mask(photo: Photo, resolution: int, variant: int, seed: int) -> npt.NDArray[np.uint8] | None:
     """Cut the square that `crop` cuts out of the photo's mask: (resolution, resolution), 255 on the subject."""
     if photo.mask_path is None:
         return None
-    mask = _read_mask(photo.mask_path)
-    box = _box(photo, variant, seed)
-    return np.asarray(mask.resize((resolution, resolution), Image.Resampling.BILINEAR, box=box))
+    mask = read_mask(photo.mask_path)
+    square = box(photo, variant, seed)
+    return np.asarray(mask.resize((resolution, resolution), Image.Resampling.BILINEAR, box=square))
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -200,7 +202,9 @@ def _is_photo(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.endswith(MASK)
 
 
-def _inspect(path: Path, resolution: int, pictures: list[Picture]) -> list[Problem]:
+def _inspect(
+    path: Path, resolution: int, pictures: list[Picture], look: Callable[[str, Image.Image], object] | None
+) -> list[Problem]:
     """Say what is wrong with one entry by itself, and append the picture in it, if there is one."""
     reason = _no_photo(path)
     if reason:
@@ -213,6 +217,8 @@ def _inspect(path: Path, resolution: int, pictures: list[Picture]) -> list[Probl
     except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
         return [Problem("unreadable", f"cannot be read ({_cause(error)}): save it again as JPEG or PNG, or remove it")]
     pictures.append(Picture(path.name, content, size, photo_checks.miniature(image)))
+    if look:
+        look(path.name, image)
     return photo_checks.check(image, size, resolution)
 
 
@@ -315,11 +321,16 @@ def _caption(path: Path) -> tuple[str | None, list[Problem]]:
         return None, [Problem("caption", f"{path.name} cannot be read and is ignored: save it as UTF-8 text")]
 
 
+def read_mask(path: Path) -> Image.Image:
+    """Read a mask as grey of 8 bits, 255 on the subject."""
+    return open_upright(path, background="black").convert("L")
+
+
 def _mask(path: Path, size: tuple[int, int]) -> tuple[Path | None, list[Problem]]:
     if not path.is_file():
         return None, []
     try:
-        mask = _read_mask(path)
+        mask = read_mask(path)
     except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
         reason = f"it cannot be read ({_cause(error)}): save it again as PNG"
         return None, [Problem("mask", f"{path.name} is ignored, {reason}")]
@@ -331,12 +342,8 @@ def _mask(path: Path, size: tuple[int, int]) -> tuple[Path | None, list[Problem]
     return path, []
 
 
-def _read_mask(path: Path) -> Image.Image:
-    return open_upright(path, background="black").convert("L")
-
-
-def _box(photo: Photo, variant: int, seed: int) -> tuple[int, int, int, int]:
-    """Return left, top, right and bottom of a square in the upright photo."""
+def box(photo: Photo, variant: int, seed: int) -> tuple[int, int, int, int]:
+    """Return left, top, right and bottom of the square in the upright photo that `crop` cuts out."""
     width, height = photo.size
     side = min(width, height)
     across = down = 0.5

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffusers import DiffusionPipeline
 
@@ -14,6 +15,9 @@ from dreambooth.errors import UserError
 from dreambooth.models import Source, choose_for_device, native_resolution, resolve
 from dreambooth.photos import Finding, Photo
 from dreambooth.recipe import Recipe, Subject, identity
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ def make_plans(recipe: Recipe) -> Plans:
         f"{entry.file}: {problem.message}" for found in findings for entry in found for problem in entry.problems
     ]
     warnings += [problem.message for found in findings for problem in photos.warnings(found)]
+    if filled.method == "textual-inversion" and filled.prior_weight:
+        warnings.append("class images change nothing in textual inversion: their prompts do not hold the new token")
     return Plans(filled, {**reasons, **derived}, source, findings, class_images, warnings)
 
 
@@ -72,17 +78,16 @@ def identify(recipe: Recipe, pipe: DiffusionPipeline, pictures: Sequence[Sequenc
     """Choose or check each subject's identifier, and check that every prompt of the run fits the tokenizers."""
     readers = prompts.tokenizers(pipe)
     subjects: list[Subject] = []
+    what = "the class noun in" if "{class}" in recipe.label else "the label"
     for subject in recipe.subjects:
         # an identifier is one token, as "x" is
-        prompts.require_fits("the class noun in", prompts.fill(prompts.label(subject.class_noun), ["x"]), readers)
-        if subject.identifier is None:
-            taken = [each.identifier for each in (*recipe.subjects, *subjects) if each.identifier]
-            chosen = identifiers.choose(subject.class_noun, readers, taken)
-            subject = subject.model_copy(update={"identifier": chosen})
-        elif "identifier" not in recipe.allow:
-            identifiers.require(subject.identifier, subject.class_noun, readers)
-        subjects.append(subject)
+        prompts.require_fits(what, prompts.fill(prompts.label(recipe.label, subject.class_noun), ["x"]), readers)
+        others = [each.identifier for each in (*recipe.subjects, *subjects) if each.identifier and each is not subject]
+        chosen = _identifier(recipe, subject, readers, others)
+        subjects.append(subject.model_copy(update={"identifier": chosen}))
     named = recipe.model_copy(update={"subjects": tuple(subjects)})
+    if recipe.method == "textual-inversion":
+        readers = _with_tokens(readers, [str(each.identifier) for each in subjects])
     for index, pool in enumerate(pictures):
         for photo in pool:
             prompts.require_fits(f"the caption of {photo.path.name},", caption(named, index, photo), readers)
@@ -91,12 +96,34 @@ def identify(recipe: Recipe, pipe: DiffusionPipeline, pictures: Sequence[Sequenc
     return named
 
 
+def _identifier(
+    recipe: Recipe, subject: Subject, readers: Sequence[PreTrainedTokenizerBase], others: Sequence[str]
+) -> str:
+    is_new = recipe.method == "textual-inversion"
+    if subject.identifier is None:
+        find = identifiers.invent if is_new else identifiers.choose
+        return find(subject.class_noun, readers, others)
+    if is_new:
+        identifiers.require_new(subject.identifier, subject.class_noun, readers, others)
+    elif "identifier" not in recipe.allow:
+        identifiers.require(subject.identifier, subject.class_noun, readers)
+    return subject.identifier
+
+
+def _with_tokens(readers: Sequence[PreTrainedTokenizerBase], tokens: list[str]) -> list[PreTrainedTokenizerBase]:
+    """Return the tokenizers as they will be with new tokens: each is one, however many pieces it has today."""
+    extended = list(copy.deepcopy(readers))
+    for reader in extended:
+        reader.add_tokens(tokens)
+    return extended
+
+
 def caption(recipe: Recipe, index: int, photo: Photo) -> str:
-    """Return the prompt a photo is learned under: its sidecar caption, or "a [V] class"."""
+    """Return the prompt a photo is learned under: its sidecar caption, or the recipe's label."""
     names = [subject.identifier or "" for subject in recipe.subjects]
     if photo.caption:
         return prompts.fill(photo.caption, names)
-    return prompts.fill(prompts.label(recipe.subjects[index].class_noun), [names[index]])
+    return prompts.fill(prompts.label(recipe.label, recipe.subjects[index].class_noun), [names[index]])
 
 
 def _check_settings(recipe: Recipe, stride: int) -> None:

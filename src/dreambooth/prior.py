@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import filelock
 import torch
@@ -110,7 +111,7 @@ def plan(
     identity = Identity(
         model=source.identity,
         prompt=prompts.class_prompt(class_noun),
-        sampler=type(family.class_sampler(pipe)).__name__,
+        sampler=_sampler_name(family.class_sampler(pipe)),
         steps=recipe.prior_steps,
         guidance=recipe.prior_guidance,
         size=recipe.resolution,
@@ -121,6 +122,11 @@ def plan(
     folder = folder or class_sets.folder() / identity.name
     check_manifest(folder, identity)
     return ClassImages(folder, identity, recipe.prior_count)
+
+
+def _sampler_name(scheduler: Any) -> str:
+    name = type(scheduler).__name__
+    return f"{name} (stochastic)" if scheduler.config.get("stochastic_sampling") else name
 
 
 def check_manifest(folder: Path, identity: Identity) -> None:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 PLACEHOLDER = re.compile(r"\[V(\d*)\]")
 
+LABEL = "a [V] {class}"
+"""The caption of every photo (Ruiz et al. 2023, section 3.1); `{class}` stands for the class noun."""
+
 SCENES = (
     "{label} on the beach",
     "{label} in the snow",
@@ -33,14 +36,27 @@ def class_prompt(class_noun: str) -> str:
     return article(class_noun)
 
 
-def label(class_noun: str) -> str:
-    """Return the one caption of every photo, "a [V] class" (Ruiz et al. 2023, section 3.1)."""
-    return f"a [V] {class_noun}"
+def require_label(template: str) -> str:
+    """Return a label's template if it names the subject.
+
+    Raises:
+        ValueError: It does not, or has other placeholders or several lines.
+    """
+    if {match[0] for match in PLACEHOLDER.finditer(template)} != {"[V]"}:
+        raise ValueError(f"the label '{template}' does not name its subject by [V] alone: write one like '{LABEL}'")
+    if len(template.splitlines()) > 1:
+        raise ValueError(f"the label has two lines: write one like '{LABEL}'")
+    return template
 
 
-def scenes(class_noun: str) -> tuple[str, ...]:
-    """Return five prompts that put the subject into new scenes, for a run's own account."""
-    return tuple(scene.format(label=label(class_noun)) for scene in SCENES)
+def label(template: str, class_noun: str) -> str:
+    """Return the one caption of every photo, with the class noun in place of `{class}`: "a [V] dog"."""
+    return template.replace("{class}", class_noun)
+
+
+def scenes(label: str) -> tuple[str, ...]:
+    """Return five prompts that put the subject of a label into new scenes, for a run's own account."""
+    return tuple(scene.replace("{label}", label) for scene in SCENES)
 
 
 def fill(template: str, identifiers: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from dreambooth.errors import UserError
+from dreambooth.prompts import LABEL, require_label
 
 Refusal = Literal["identifier", "learning-rate"]
 """Names of the refusals that `--allow` overrides."""
@@ -59,9 +60,12 @@ class Settings(BaseModel):
         str | None, _aside("Base model: a name from `dreambooth models`, hub id, folder or .safetensors.")
     ] = None
     revision: Annotated[str | None, _aside("Commit, tag or branch of a hub model.")] = None
-    method: Literal["lora", "full"] = Field("lora", description="Train a LoRA adapter or the whole denoiser.")
+    method: Literal["lora", "full", "textual-inversion"] = Field(
+        "lora", description="Train a LoRA adapter, the whole denoiser, or the embedding of a new token alone."
+    )
+    label: str = Field(LABEL, description="Caption of the photos: [V] is the identifier, {class} the class noun.")
     steps: int | None = Field(None, ge=1, description="Optimiser steps.")
-    learning_rate: float | None = Field(None, gt=0, description="Peak learning rate of the denoiser's weights.")
+    learning_rate: float | None = Field(None, gt=0, description="Peak learning rate of the denoiser or the new token.")
     schedule: Literal["constant", "cosine"] = Field("constant", description="Learning rate after the warm-up.")
     warmup: int = Field(0, ge=0, description="Steps of linear warm-up.")
     batch_size: int = Field(1, ge=1, description="Photos an optimiser step; as many class images join them.")
@@ -73,7 +77,9 @@ class Settings(BaseModel):
     )
     train_text_encoder: bool = Field(False, description="Train the text encoder too, by the same method.")
     text_encoder_learning_rate: float | None = Field(None, gt=0, description="Peak learning rate of the text encoder.")
-    prior_weight: float = Field(1.0, ge=0, description="Lambda of the prior-preservation loss; 0: no class images.")
+    prior_weight: float | None = Field(
+        None, ge=0, description="Lambda of the prior-preservation loss; 0: no class images. Textual inversion: 0."
+    )
     prior_count: int | None = Field(None, ge=1, description="Class images.")
     prior_images: Path | None = Field(None, description="Folder of real class images to use instead of generated ones.")
     prior_steps: int | None = Field(None, ge=1, description="Sampling steps of a class image.")
@@ -104,6 +110,11 @@ class Settings(BaseModel):
     inference_steps: Annotated[int | None, _aside("Sampling steps of the run's pictures.", ge=1)] = None
     guidance: Annotated[float | None, _aside("Guidance scale of the run's pictures.", ge=0)] = None
     allow: Annotated[tuple[Refusal, ...], _aside("Refusals to override, by the name that the refusal gives.")] = ()
+
+    @field_validator("label")
+    @classmethod
+    def _names_the_subject(cls, label: str) -> str:
+        return require_label(label)
 
 
 class Recipe(Settings):
@@ -177,9 +188,13 @@ def first_problem(error: ValidationError) -> str:
 
 
 def counted(recipe: Recipe) -> dict[str, Any]:
-    """Return the settings that a run's identity counts: no paths, no logging, no steps on a constant schedule."""
+    """Return the settings that a run's identity counts: no paths, no logging, no steps on a constant schedule.
+
+    The label counts where it is not the default: runs from before it could be set keep their identity.
+    """
     aside = {name for name, field in Recipe.model_fields.items() if _is_aside(field.json_schema_extra)}
     aside |= {"subjects", "prior_images"} | ({"steps"} if recipe.schedule == "constant" else set())
+    aside |= {"label"} if recipe.label == LABEL else set()
     subjects = [subject.model_dump(mode="json", exclude={"photos"}) for subject in recipe.subjects]
     return {"subjects": subjects, **recipe.model_dump(mode="json", exclude=aside)}
 

@@ -59,10 +59,11 @@ def shots(recipe: Recipe, role: str) -> list[Shot]:
     names = [subject.identifier or "" for subject in recipe.subjects]
     noun = recipe.subjects[0].class_noun
     seeds = range(recipe.samples)
-    pairs = [("subject", prompts.label(noun)), ("class", prompts.class_prompt(noun))]
+    label = prompts.label(recipe.label, noun)
+    pairs = [("subject", label), ("class", prompts.class_prompt(noun))]
     listed = [(kind, text, seed) for kind, text in pairs for seed in seeds]
     if role == "after":
-        listed += [("scene", text, 0) for text in (recipe.scenes or prompts.scenes(noun))]
+        listed += [("scene", text, 0) for text in (recipe.scenes or prompts.scenes(label))]
     return [Shot(text, prompts.fill(text, names), seed, role, kind) for kind, text, seed in listed]
 
 

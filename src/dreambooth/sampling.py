@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
+from dreambooth import families
 from dreambooth.errors import UserError
 
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -24,6 +25,12 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "unipc": ("UniPCMultistepScheduler", {}),
 }
 """Name of a sampler -> the diffusers scheduler that does it, and what it changes in the model's own schedule."""
+
+FLOW_SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "euler": ("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": False}),
+    "euler-a": ("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}),
+}
+"""The same for flows."""
 
 
 @dataclass(frozen=True)
@@ -45,19 +52,30 @@ class Sampling:
     negative: str = ""
 
 
-def require(name: str) -> None:
+def require(name: str, known: Mapping[str, Any] = SAMPLERS) -> None:
     """Refuse a sampler that there is not.
 
+    Args:
+        name: What was asked for.
+        known: The samplers of the model's family.
+
     Raises:
-        UserError: It is no name of `SAMPLERS`.
+        UserError: It is none of them.
     """
-    if name not in SAMPLERS:
-        raise UserError(f"no sampler '{name}': choose from {', '.join(SAMPLERS)}")
+    if name not in known:
+        suit = "" if known is SAMPLERS else " for this model"
+        raise UserError(f"no sampler '{name}'{suit}: choose from {', '.join(known)}")
 
 
 def scheduler(pipe: DiffusionPipeline, name: str) -> Any:
-    """Return the scheduler for the name of a sampler on the pipeline's own noise schedule."""
-    kind, changes = SAMPLERS[name]
+    """Return the scheduler for the name of a sampler on the pipeline's own noise schedule.
+
+    Raises:
+        UserError: The sampler is not for this kind of model.
+    """
+    known = families.of(pipe).SAMPLERS
+    require(name, known)
+    kind, changes = known[name]
     return getattr(diffusers, kind).from_config(pipe.scheduler.config, **changes)
 
 
@@ -82,20 +100,29 @@ def draw(
         sampling: How.
         stochastic: A scheduler to use instead of the named sampler.
     """
+    family = families.of(pipe)
     with _using(pipe, stochastic or scheduler(pipe, sampling.sampler)):
         size = batch_size(sampling.size)
         for start in range(0, len(texts), size):
             chunk = slice(start, start + size)
-            result = pipe(
-                list(texts[chunk]),
-                negative_prompt=[sampling.negative] * len(texts[chunk]),
-                generator=list(generators[chunk]),
-                num_inference_steps=sampling.steps,
-                guidance_scale=sampling.guidance,
-                height=sampling.size,
-                width=sampling.size,
-            )
+            with _seeded(pipe, generators[start]):
+                result = pipe(
+                    list(texts[chunk]),
+                    generator=list(generators[chunk]),
+                    num_inference_steps=sampling.steps,
+                    height=sampling.size,
+                    width=sampling.size,
+                    **family.guide(pipe, sampling.guidance, [sampling.negative] * len(texts[chunk])),
+                )
             yield from result.images
+
+
+@contextmanager
+def _seeded(pipe: DiffusionPipeline, first: torch.Generator) -> Iterator[None]:
+    """Seed PyTorch's own generator: a stochastic sampler in a pipeline that hands it none (FLUX's) draws from it."""
+    with torch.random.fork_rng(devices=[pipe.device] if pipe.device.type == "cuda" else []):
+        torch.manual_seed(first.initial_seed() + 1)  # not the seed itself: its noise is the image's first latents
+        yield
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import shutil
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from dreambooth import families
 from dreambooth.errors import UserError
 from dreambooth.families import sd
 from dreambooth.models import SD_CROSS_ATTENTION, Source, resolve
@@ -44,22 +42,6 @@ def modules(pipe):
     return {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
 
 
-# The family as the registry sees it
-
-
-def test_the_registry_and_the_family_agree():
-    for name in families.MODULES:
-        family = families.get(name)
-        assert [pipeline for pipeline, owner in families.PIPELINES.items() if owner == name] == list(family.PIPELINES)
-
-
-def test_the_module_has_everything_the_protocol_names():
-    for name, wanted in inspect.getmembers(families.Family, inspect.isfunction):
-        if not name.startswith("_"):
-            given = inspect.signature(getattr(sd, name))
-            assert list(given.parameters) == list(inspect.signature(wanted).parameters)[1:], name
-
-
 # Loading
 
 
@@ -72,11 +54,6 @@ def test_a_folder_is_loaded_frozen_and_cast(tiny_sd, stock, dtype):
         assert not any(parameter.requires_grad for parameter in module.parameters())
         expected = modules(stock)[name].state_dict()
         assert all(torch.equal(tensor, expected[key].to(dtype)) for key, tensor in module.state_dict().items())
-
-
-def test_the_parts_by_their_names(pipe):
-    assert sd.denoiser(pipe) is pipe.unet
-    assert sd.text_encoders(pipe) == {"text_encoder": pipe.text_encoder}
 
 
 # Encoding and prediction
@@ -166,19 +143,6 @@ def one_step(sampler, seed):
     t, ones = sampler.timesteps[0], torch.ones(1, 4, 8, 8)
     latents = sampler.scale_model_input(ones, t)
     return sampler.step(ones, t, latents, generator=torch.Generator().manual_seed(seed)).prev_sample
-
-
-# Adapter targets
-
-
-def test_every_lora_target_names_modules_that_exist(pipe):
-    names = [name for name, module in pipe.unet.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
-    for target in sd.LORA_TARGETS["wide"]:
-        assert any(name.endswith(f".{target}") for name in names), target
-    assert set(sd.LORA_TARGETS["attention"]) < set(sd.LORA_TARGETS["wide"])
-    linear = [name for name, module in pipe.text_encoder.named_modules() if isinstance(module, nn.Linear)]
-    for target in sd.TEXT_LORA_TARGETS:
-        assert any(name.endswith(f".{target}") for name in linear), target
 
 
 # Single files

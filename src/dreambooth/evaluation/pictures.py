@@ -118,9 +118,10 @@ def draw_missing(pictures: PictureSet, load: Callable[[], DiffusionPipeline], re
     missing = pictures.missing
     count = len(pictures.shots)
     reporter.stage(stage, count, count - sum(map(len, missing)))
-    pipe = load() if missing else None
+    if not missing:
+        return
+    pipe = load()
     for batch in missing:
-        assert pipe is not None
         texts = [pictures.texts[shot.text] for shot in batch]
         drawn = draw(pipe, texts, [image_generator(shot.seed) for shot in batch], pictures.sampling)
         for shot, text, image in zip(batch, texts, drawn, strict=True):

@@ -7,7 +7,7 @@ This module imports no torch, so the command line can look families up before an
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 if TYPE_CHECKING:
@@ -18,10 +18,18 @@ if TYPE_CHECKING:
     from dreambooth.diffusion import Process
     from dreambooth.models import Source
 
-MODULES = {"sd": "dreambooth.families.sd"}
+MODULES = {
+    "sd": "dreambooth.families.sd",
+    "sdxl": "dreambooth.families.sdxl",
+    "flux": "dreambooth.families.flux",
+}
 """Family name -> the module that implements it."""
 
-PIPELINES = {"StableDiffusionPipeline": "sd"}
+PIPELINES = {
+    "StableDiffusionPipeline": "sd",
+    "StableDiffusionXLPipeline": "sdxl",
+    "FluxPipeline": "flux",
+}
 """Class name in a model folder's `model_index.json` -> family name."""
 
 
@@ -41,12 +49,27 @@ class Family(Protocol):
         """Image sides must be a multiple of this many pixels."""
 
     @property
+    def SAMPLERS(self) -> Mapping[str, tuple[str, dict[str, Any]]]:
+        """The samplers that suit the process, as `sampling.SAMPLERS` has them."""
+
+    @property
     def LORA_TARGETS(self) -> dict[str, tuple[str, ...]]:
         """Named sets of the denoiser's modules that an adapter may attach to (name endings, as peft takes them)."""
 
     @property
     def TEXT_LORA_TARGETS(self) -> tuple[str, ...]:
         """Modules of the text encoders that an adapter attaches to (name endings)."""
+
+    @property
+    def READERS(self) -> tuple[str, ...]:
+        """The tokenizers that read the whole prompt, by their names in the pipeline: none may be too short for it."""
+
+    @property
+    def WORD_TOKENIZERS(self) -> tuple[str, ...]:
+        """The tokenizers that know rare words whole, as CLIP's do: an identifier must be one token of each.
+
+        T5 and language models read any rare word in pieces.
+        """
 
     def load(self, source: Source, dtype: torch.dtype) -> DiffusionPipeline:
         """Load the stock pipeline on the CPU: every part frozen, in eval mode, its weights cast to `dtype`."""
@@ -55,7 +78,7 @@ class Family(Protocol):
         """Return the network that is trained: U-Net or transformer."""
 
     def text_encoders(self, pipe: DiffusionPipeline) -> dict[str, nn.Module]:
-        """Return the text encoders by their name in the pipeline."""
+        """Return the text encoders that can be trained, by their name in the pipeline; others stay frozen."""
 
     def process(self, pipe: DiffusionPipeline) -> Process:
         """Return the diffusion process that the model was trained with."""
@@ -70,10 +93,25 @@ class Family(Protocol):
         """Join rows to the conditioning of one batch."""
 
     def predict(self, denoiser: nn.Module, noisy_BCHW: Tensor, t_B: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        """Run the denoiser, wrapped or bare, on noisy latents at the process's times `t_B`."""
+        """Run the denoiser, wrapped or bare, on noisy latents at the process's times `t_B`.
+
+        `cond` is what `collate` gives and `view_B4`, each image's size before it was cropped and its crop.
+        """
 
     def class_sampler(self, pipe: DiffusionPipeline) -> Any:
         """Return a stochastic scheduler for drawing class images (the paper's ancestral sampling)."""
+
+    def guide(self, pipe: DiffusionPipeline, scale: float, negatives: Sequence[str]) -> dict[str, Any]:
+        """Return the arguments by which the pipeline is called with a guidance scale.
+
+        Args:
+            pipe: The pipeline.
+            scale: Guidance scale; 1 is none.
+            negatives: Negative prompts, one an image; "" for none.
+
+        Raises:
+            UserError: There is a negative prompt, and the model can take none.
+        """
 
 
 def get(name: str) -> Family:
@@ -85,7 +123,12 @@ def get(name: str) -> Family:
     return cast(Family, importlib.import_module(MODULES[name]))
 
 
-if TYPE_CHECKING:
-    from dreambooth.families import sd
+def of(pipe: DiffusionPipeline) -> Family:
+    """Return the family of a loaded pipeline."""
+    return get(PIPELINES[type(pipe).__name__])
 
-    _FAMILIES: tuple[Family, ...] = (sd,)  # mypy holds each module against the Protocol
+
+if TYPE_CHECKING:
+    from dreambooth.families import flux, sd, sdxl
+
+    _FAMILIES: tuple[Family, ...] = (sd, sdxl, flux)  # mypy holds each module against the Protocol

@@ -8,14 +8,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, EulerAncestralDiscreteScheduler, StableDiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
+from dreambooth import sampling
 from dreambooth.diffusion import Ddpm
 from dreambooth.errors import UserError
+from dreambooth.families import common
+from dreambooth.families.common import class_sampler as class_sampler
+from dreambooth.families.common import collate as collate
+from dreambooth.families.common import encode_images as encode_images
 from dreambooth.models import SD_CROSS_ATTENTION, Source, safetensors_header
 from dreambooth.prompts import require_fits
 
@@ -23,12 +29,10 @@ logger = logging.getLogger(__name__)
 
 PIPELINES = ("StableDiffusionPipeline",)
 STRIDE = 8
-
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
-CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "proj_in", "proj_out")
-LORA_TARGETS = {"attention": ATTENTION, "wide": ATTENTION + FEED_FORWARD + CONVOLUTIONS}
-TEXT_LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
+SAMPLERS = sampling.SAMPLERS
+LORA_TARGETS = common.UNET_TARGETS
+TEXT_LORA_TARGETS = common.CLIP_ATTENTION
+READERS = WORD_TOKENIZERS = ("tokenizer",)
 
 # A single file carries no configuration: these are the shipped ones, by cross-attention width and prediction.
 CONFIGS = {(768, "epsilon"): "sd1", (1024, "epsilon"): "sd2", (1024, "v"): "sd2-v"}
@@ -45,11 +49,7 @@ def load(source: Source, dtype: torch.dtype) -> DiffusionPipeline:
     Raises:
         UserError: A single file whose architecture is not that of SD 1.x or 2.x.
     """
-    pipe = _load_file(source.path, dtype) if source.path.is_file() else _load_folder(source.path, dtype)
-    for part in pipe.components.values():
-        if isinstance(part, nn.Module):
-            part.requires_grad_(False).eval()
-    return pipe
+    return common.frozen((_load_file if source.path.is_file() else _load_folder)(source.path, dtype))
 
 
 def denoiser(pipe: DiffusionPipeline) -> nn.Module:
@@ -68,21 +68,6 @@ def process(pipe: DiffusionPipeline) -> Ddpm:
     return Ddpm.from_scheduler_config(pipe.scheduler.config)
 
 
-def encode_images(pipe: DiffusionPipeline, pixels_BCHW: Tensor) -> dict[str, Tensor]:
-    """Encode float pixels in [-1, 1] to `mean_BCHW` and `std_BCHW` of the scaled latents, in float32.
-
-    Args:
-        pipe: The pipeline. Its autoencoder is left in float32: half precision costs it accuracy.
-        pixels_BCHW: float32 pixels.
-    """
-    vae = pipe.vae
-    if vae.dtype != torch.float32:
-        vae.to(torch.float32)
-    posterior = vae.encode(pixels_BCHW.to(vae.device)).latent_dist
-    scale = vae.config.scaling_factor
-    return {"mean_BCHW": posterior.mean * scale, "std_BCHW": posterior.std * scale}
-
-
 def encode_prompts(pipe: DiffusionPipeline, prompts: Sequence[str]) -> list[dict[str, Tensor]]:
     """Encode each prompt to `prompt_embeds_LD`, padded to the tokenizer's length as in generation.
 
@@ -95,32 +80,20 @@ def encode_prompts(pipe: DiffusionPipeline, prompts: Sequence[str]) -> list[dict
     return [{"prompt_embeds_LD": embeds_LD} for embeds_LD in embeds_BLD]
 
 
-def collate(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Stack rows to `prompt_embeds_BLD`."""
-    return {"prompt_embeds_BLD": torch.stack([row["prompt_embeds_LD"] for row in rows])}
-
-
 def predict(denoiser: nn.Module, noisy_BCHW: Tensor, t_B: Tensor, cond: dict[str, Tensor]) -> Tensor:
     """Run the U-Net, wrapped or bare; latents and conditioning come in the dtype that it computes in."""
     prediction_BCHW: Tensor = denoiser(noisy_BCHW, t_B, encoder_hidden_states=cond["prompt_embeds_BLD"]).sample
     return prediction_BCHW
 
 
-def class_sampler(pipe: DiffusionPipeline) -> EulerAncestralDiscreteScheduler:
-    """Return ancestral sampling on the model's own schedule: so the paper drew its class images (Ruiz et al. 3.3)."""
-    return EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
+def guide(pipe: DiffusionPipeline, scale: float, negatives: Sequence[str]) -> dict[str, Any]:
+    """Return how the pipeline is told to guide: away from the negative prompts."""
+    return {"guidance_scale": scale, "negative_prompt": list(negatives)}
 
 
 def _load_folder(folder: Path, dtype: torch.dtype) -> DiffusionPipeline:
-    return StableDiffusionPipeline.from_pretrained(
-        folder,
-        dtype=dtype,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-        use_safetensors=True,
-        local_files_only=True,
-    )
+    left_out = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    return common.load_folder(StableDiffusionPipeline, folder, dtype, **left_out)
 
 
 def _load_file(file: Path, dtype: torch.dtype) -> DiffusionPipeline:

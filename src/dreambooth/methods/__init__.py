@@ -14,7 +14,11 @@ from dreambooth.families import Family
 from dreambooth.models import Source
 from dreambooth.recipe import Recipe
 
-MODULES = {"lora": "dreambooth.methods.lora", "full": "dreambooth.methods.full"}
+MODULES = {
+    "lora": "dreambooth.methods.lora",
+    "full": "dreambooth.methods.full",
+    "textual-inversion": "dreambooth.methods.textual_inversion",
+}
 """Method name -> the module that implements it."""
 
 
@@ -54,11 +58,19 @@ def get(name: str) -> Method:
     return cast(Method, importlib.import_module(MODULES[name]))
 
 
+def trains_text_encoders(recipe: Recipe) -> bool:
+    """Whether something in the text encoders is trained, so that prompts cannot be encoded once for all steps."""
+    return recipe.train_text_encoder or recipe.method == "textual-inversion"
+
+
 def trained_components(pipe: DiffusionPipeline, family: Family, recipe: Recipe) -> dict[str, nn.Module]:
     """Return the components that a recipe trains, by their name in the pipeline, the denoiser first."""
+    texts = family.text_encoders(pipe) if trains_text_encoders(recipe) else {}
+    if recipe.method == "textual-inversion":
+        return texts
     denoiser = family.denoiser(pipe)
     (name,) = [name for name, part in pipe.components.items() if part is denoiser]
-    return {name: denoiser, **(family.text_encoders(pipe) if recipe.train_text_encoder else {})}
+    return {name: denoiser, **texts}
 
 
 def rate(recipe: Recipe, family: Family, pipe: DiffusionPipeline, module: nn.Module) -> float:

@@ -43,12 +43,26 @@ def write(home: Path, out: Path) -> None:
         UserError: A network is not trained.
         RunError: A file, or all of them, are over the limit.
     """
+    write_encoders(home, out / "encoders")
     clip = CLIPModel.from_pretrained(trained(home, "clip"), dtype=torch.float32)
     write_base(assemble(home, clip), out / "base")
-    write_encoder(vision_half(clip), out / "encoders" / "image", "CLIPImageProcessor")
-    identity = ViTModel.from_pretrained(trained(home, "identity"), add_pooling_layer=False, dtype=torch.float32)
-    write_encoder(identity, out / "encoders" / "identity", "ViTImageProcessor")
     check_sizes(out)
+
+
+def write_encoders(home: Path, out: Path) -> None:
+    """Writes what the metrics read: CLIP's two halves in `image` and `text`, and `identity`.
+
+    Raises:
+        UserError: A network is not trained.
+    """
+    clip = CLIPModel.from_pretrained(trained(home, "clip"), dtype=torch.float32)
+    write_encoder(vision_half(clip), out / "image", "CLIPImageProcessor")
+    identity = ViTModel.from_pretrained(trained(home, "identity"), add_pooling_layer=False, dtype=torch.float32)
+    write_encoder(identity, out / "identity", "ViTImageProcessor")
+    text_half(clip).half().save_pretrained(out / "text")
+    _shrink_text(out / "text")
+    tokenizer().save_pretrained(out / "text")
+    _write_words(out / "text")
 
 
 def assemble(home: Path, clip: CLIPModel) -> StableDiffusionPipeline:
@@ -72,15 +86,19 @@ def write_base(pipe: StableDiffusionPipeline, folder: Path) -> None:
     """
     pipe.to(dtype=torch.float16)
     pipe.save_pretrained(folder, max_shard_size=SHARD)
-    weights = folder / "text_encoder" / "model.safetensors"
-    tensors = {PREFIX + name.removeprefix(PREFIX): tensor for name, tensor in load_file(weights).items()}
-    tensors[TABLE] = tensors[TABLE].to(torch.float8_e4m3fn)
-    save_file(tensors, weights, metadata={"format": "pt"})
-    _edit(folder / "text_encoder" / "config.json", dtype="float32")
+    _shrink_text(folder / "text_encoder")
     for part in (folder / "vae", folder / "unet", folder / "scheduler"):
         _edit(next(part.glob("*config.json")))
     _edit(folder / "model_index.json")
     _write_words(folder / "tokenizer")
+
+
+def _shrink_text(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    tensors = {PREFIX + name.removeprefix(PREFIX): tensor for name, tensor in load_file(weights).items()}
+    tensors[TABLE] = tensors[TABLE].to(torch.float8_e4m3fn)
+    save_file(tensors, weights, metadata={"format": "pt"})
+    _edit(folder / "config.json", dtype="float32")
 
 
 def _write_words(folder: Path) -> None:

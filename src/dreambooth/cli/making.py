@@ -1,0 +1,179 @@
+"""Commands that train and draw: train, generate, prior, demo."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from dreambooth.cli.shared import ClassNoun, Json, LogFormat, app, print_json, print_next, reporting
+from dreambooth.errors import UserError
+from dreambooth.recipe import Recipe, Settings, read_yaml
+
+
+@app.command
+def train(
+    photos: Annotated[Path | None, Parameter(help="Folder of 3-5 photos of the subject.")] = None,
+    /,
+    *,
+    class_noun: ClassNoun = None,
+    identifier: Annotated[
+        str | None, Parameter(help="Rare token that will name the subject. Default: one that fits.")
+    ] = None,
+    out: Annotated[Path | None, Parameter(help="Run folder. Default: runs/PHOTOS-METHOD-IDENTITY.")] = None,
+    recipe: Annotated[Path | None, Parameter(help="YAML recipe; flags given override it.")] = None,
+    dry_run: Annotated[
+        bool, Parameter(negative="", help="Print the resolved recipe and the reasons, and stop.")
+    ] = False,
+    settings: Annotated[Settings | None, Parameter(name="*", negative_iterable=())] = None,
+    log_format: LogFormat = "text",
+    json: Json = False,
+) -> None:
+    """Teach a model your subject. The same command goes on with an interrupted run."""
+    chosen = _recipe(photos, class_noun, identifier, recipe, settings)
+    if dry_run:
+        _dry_run(chosen, json)
+        return
+    with reporting(log_format) as reporter:
+        from dreambooth.environment import processes
+        from dreambooth.training import train as train_run
+
+        run = train_run(chosen, out, reporter)
+    if not processes().is_main_process:
+        return
+    info = run.info
+    if json:
+        print_json({"run": str(run.path), **info})
+        return
+    for name, seconds in info["times"].items():
+        print(f"{name:<14}{seconds:8.1f} s")
+    print(f"adapter  {run.adapter}")
+    print(f"pictures {run.samples}")
+    print(f"report   {run.report}")
+    print_next(run.path, info["class"])
+
+
+@app.command
+def generate(
+    target: Annotated[
+        str, Parameter(help="A run folder, or a base model: a name, hub id, folder or .safetensors file.")
+    ],
+    prompts: Annotated[list[str], Parameter(help="Prompts; [V] stands for the run's identifier.")],
+    /,
+    *,
+    count: Annotated[int, Parameter(help="Pictures of each prompt.")] = 1,
+    seed: Annotated[int, Parameter(help="Seed of the first picture.")] = 0,
+    out: Annotated[Path | None, Parameter(help="Folder for the pictures.")] = None,
+    negative: Annotated[str, Parameter(help="Negative prompt.")] = "",
+    guidance: Annotated[float | None, Parameter(help="Guidance scale.")] = None,
+    sampler: Annotated[str | None, Parameter(help="dpm++, dpm++-sde, ddim, ddpm, euler, euler-a or unipc.")] = None,
+    inference_steps: Annotated[int | None, Parameter(help="Denoising steps.")] = None,
+    size: Annotated[int | None, Parameter(help="Image side in pixels.")] = None,
+    adapter: Annotated[
+        list[str] | None, Parameter(negative="", help="RUN=0.8: a run's strength, or a further LoRA run.")
+    ] = None,
+    log_format: LogFormat = "text",
+    json: Json = False,
+) -> None:
+    """Render prompts from a run, or from an untouched base model."""
+    with reporting(log_format) as reporter:
+        from dreambooth.generation import generate as generate_pictures
+
+        folder = generate_pictures(
+            target,
+            prompts,
+            count=count,
+            seed=seed,
+            out=out,
+            negative=negative,
+            guidance=guidance,
+            sampler=sampler,
+            inference_steps=inference_steps,
+            size=size,
+            adapters=adapter or (),
+            reporter=reporter,
+        )
+    if json:
+        print_json({"folder": str(folder), **json_module.loads((folder / "manifest.json").read_text(encoding="utf-8"))})
+    else:
+        print(folder / "grid.png")
+
+
+@app.command
+def prior(
+    *,
+    class_noun: Annotated[str, Parameter(name="--class", help="Noun of the class.")],
+    model: Annotated[str | None, Parameter(help="Base model.")] = None,
+    count: Annotated[int | None, Parameter(help="Class images. Default: the model's preset.")] = None,
+    out: Annotated[
+        Path | None, Parameter(help="Folder to keep them in. Default: the cache, where runs find them.")
+    ] = None,
+    log_format: LogFormat = "text",
+    json: Json = False,
+) -> None:
+    """Make or top up a set of class images for prior preservation."""
+    if count is not None and count < 1:
+        raise UserError(f"--count {count}: give at least 1")
+    with reporting(log_format) as reporter:
+        from dreambooth.training import make_class_images
+
+        images = make_class_images(class_noun, model, count, out, reporter)
+    if json:
+        print_json({"folder": str(images.folder), "count": images.count})
+    else:
+        print(f"{images.count} class images in {images.folder}")
+
+
+@app.command
+def demo(
+    *,
+    out: Annotated[Path, Parameter(help="Run folder.")] = Path("runs/demo"),
+    log_format: LogFormat = "text",
+    json: Json = False,
+) -> None:
+    """Teach the embedded toybox model a bundled subject, and say what was measured. Needs no network."""
+    with reporting(log_format) as reporter:
+        from dreambooth.demo import demo as run_demo
+
+        run, sheet, measured = run_demo(out, reporter)
+    if json:
+        print_json({"run": str(run.path), "pictures": str(sheet), "measured": [vars(each) for each in measured]})
+        return
+    print("\ncolours that pictures share with the photos")
+    for each in measured:
+        print(f"  '{each.what}'".ljust(16) + f"{each.before:.0%} before training, {each.after:.0%} after")
+    print("\n" + "   ".join(f"{name} {seconds:.0f} s" for name, seconds in run.info["times"].items()))
+    print(f"pictures {sheet}\nreport   {run.report}")
+    print_next(run.path, "dog")
+
+
+def _recipe(
+    photos: Path | None, noun: str | None, identifier: str | None, recipe: Path | None, settings: Settings | None
+) -> Recipe:
+    """Join the recipe's file with the flags given, which win."""
+    values: dict[str, Any] = read_yaml(recipe) if recipe else {}
+    if settings is not None:
+        values.update({name: getattr(settings, name) for name in settings.model_fields_set})
+    subjects = values.get("subjects") or [{}]
+    given = {"photos": photos, "class_noun": noun, "identifier": identifier}
+    if isinstance(subjects, list) and isinstance(subjects[0], dict):
+        first = {**subjects[0], **{name: value for name, value in given.items() if value is not None}}
+        subjects = [first, *subjects[1:]]
+    return Recipe.of({**values, "subjects": subjects})
+
+
+def _dry_run(recipe: Recipe, as_json: bool) -> None:
+    from dreambooth.planning import make_plans
+
+    plans = make_plans(recipe)
+    if as_json:
+        resolved = plans.recipe.model_dump(mode="json", exclude_none=True)
+        print_json({"recipe": resolved, "reasons": plans.reasons, "warnings": plans.warnings})
+        return
+    for line in plans.recipe.to_yaml().splitlines():
+        reason = plans.reasons.get(line.split(":")[0])
+        print(f"{line:<40} # {reason}" if reason else line)
+    for warning in plans.warnings:
+        print(f"# warning: {warning}")

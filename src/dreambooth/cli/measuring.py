@@ -1,0 +1,127 @@
+"""Commands that look and measure: check, evaluate, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from dreambooth.cli.shared import Json, LogFormat, app, print_json, reporting
+from dreambooth.errors import UserError
+
+MEANINGS = {
+    "dino": "likeness to the photos",
+    "floor_dino": "the frozen model's, with the class noun",
+    "oracle_dino": "of the photos to one another",
+    "clip_i": "likeness to the photos, by CLIP",
+    "floor_clip_i": "the frozen model's",
+    "oracle_clip_i": "of the photos to one another",
+    "clip_t": "likeness to the prompts",
+    "ceiling_clip_t": "the frozen model's, with the class noun",
+    "div": "how much the pictures of a prompt differ",
+    "ceiling_div": "the frozen model's",
+    "copying": "rank of the nearest photo among the photos' own distances, 0 to 1",
+    "pres": "likeness of 'a class' to the photos: lower is better",
+    "pres_frozen": "the frozen model's",
+    "held_out_gap": "photos trained on nearer than photos held out",
+}
+
+
+@app.command
+def check(
+    photos: Annotated[Path, Parameter(help="Folder of photos.")],
+    /,
+    *,
+    resolution: Annotated[int, Parameter(help="Side of the training images in pixels.")] = 512,
+    json: Json = False,
+) -> None:
+    """Say which photos will be used and what is wrong with each."""
+    from dreambooth import photos as photos_module
+
+    if resolution < 1:
+        raise UserError(f"--resolution {resolution}: give a side in pixels, such as 512")
+    findings = photos_module.read(photos, resolution)
+    if json:
+        print_json(photos_module.to_json(findings))
+        return
+    for finding in findings:
+        print(f"{finding.file}: {'used' if finding.used else 'not used'}")
+        for problem in finding.problems:
+            print(f"  {problem.kind}: {problem.message}")
+    for problem in photos_module.warnings(findings):
+        print(f"{problem.kind}: {problem.message}")
+
+
+@app.command
+def evaluate(
+    runs: Annotated[list[Path], Parameter(help="Run folders; several are compared.")],
+    /,
+    *,
+    prompts: Annotated[
+        str | None, Parameter(help="live, object, or a YAML list of own prompts. Default: by the class.")
+    ] = None,
+    count: Annotated[int, Parameter(help="Pictures of each prompt.")] = 4,
+    class_count: Annotated[int, Parameter(help="Pictures of the class, by which drift is measured.")] = 12,
+    seed: Annotated[int, Parameter(help="Seed of each prompt's first picture.")] = 0,
+    references: Annotated[
+        str, Parameter(help="Photos to compare with: all, centroid, fixed:K, or held-out with --held-out.")
+    ] = "all",
+    held_out: Annotated[Path | None, Parameter(help="Folder of photos that were not trained on.")] = None,
+    diversity: Annotated[Literal["dino", "lpips-alex"], Parameter(help="What DIV is measured by.")] = "dino",
+    identity_encoder: Annotated[str | None, Parameter(help="Encoder of DINO. Default: by the base model.")] = None,
+    clip_encoder: Annotated[str | None, Parameter(help="Encoder of CLIP-I and CLIP-T.")] = None,
+    out: Annotated[Path, Parameter(help="Folder of the comparison of several runs.")] = Path("comparison"),
+    log_format: LogFormat = "text",
+    json: Json = False,
+) -> None:
+    """Measure runs by the paper's protocol: identity, prompt fidelity, diversity, copying, drift."""
+    with reporting(log_format) as reporter:
+        from dreambooth.evaluation.comparison import compare, write
+        from dreambooth.evaluation.material import Plan
+        from dreambooth.evaluation.metrics import Options
+        from dreambooth.evaluation.runs import evaluate as evaluate_run
+
+        plan, options = Plan(prompts, count, class_count, seed), Options(references, diversity=diversity)
+        encoders = {"identity_encoder": identity_encoder, "clip_encoder": clip_encoder}
+        found = [evaluate_run(run, plan, options, **encoders, held_out=held_out, reporter=reporter) for run in runs]
+        compared = compare(found) if len(found) > 1 else None
+        page = write(compared, out) if compared else None
+    scores = {str(each.material.run.path): each.document["scores"] for each in found}
+    if json:
+        print_json(scores if compared else found[0].document["scores"])
+        return
+    for each in found:
+        _print_scores(each.document)
+        print(f"report   {each.material.run.report}")
+    if page:
+        print(f"compared {page}")
+
+
+def _print_scores(document: dict[str, Any]) -> None:
+    """Print the table of a run's scores, and what the detectors found."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("score", "value", "95 % interval", "pictures", "meaning", box=None)
+    for name, meaning in MEANINGS.items():
+        figure = document["scores"].get(name)
+        if figure and figure["value"] is not None:
+            bounds = "" if figure["low"] is None else f"{figure['low']:.3f} to {figure['high']:.3f}"
+            table.add_row(name, f"{figure['value']:.3f}", bounds, str(figure["n"]), meaning)
+    console = Console()
+    console.print(table)
+    for finding in document["findings"]:
+        console.print(f"[bold]{finding['level']}[/bold]: {finding['title']}. {finding['text']}", highlight=False)
+
+
+@app.command
+def report(run: Annotated[Path, Parameter(help="Run folder.")], /, *, json: Json = False) -> None:
+    """Write a run's report.html anew."""
+    from dreambooth.reporting import report as write
+
+    path = write(run)
+    if json:
+        print_json({"report": str(path)})
+    else:
+        print(path)

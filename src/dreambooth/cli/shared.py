@@ -1,0 +1,55 @@
+"""What the commands share: the app, options that several have, progress and output."""
+
+from __future__ import annotations
+
+import json as json_module
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+
+if TYPE_CHECKING:
+    from dreambooth.progress import Reporter
+
+app = App(
+    name="dreambooth",
+    help="Teach a text-to-image model your subject from 3-5 photos, render it anywhere, and measure how well it did.",
+    version=lambda: metadata.version("dreambooth"),
+    suppress_keyboard_interrupt=False,
+)
+Json = Annotated[
+    bool, Parameter(negative="", help="Print one JSON document to standard output and nothing else there.")
+]
+LogFormat = Annotated[Literal["text", "json"], Parameter(help="Form of the progress on standard error.")]
+ClassNoun = Annotated[str | None, Parameter(name="--class", help="Noun of the subject's class: dog, mug, robot.")]
+
+
+@contextmanager
+def reporting(log_format: str) -> Iterator[Reporter]:
+    """Give a reporter on standard error, where the libraries' own voices are silenced before they are imported."""
+    from dreambooth import progress
+
+    progress.hush_libraries()
+    reporter = progress.for_console(log_format)
+    try:
+        yield reporter
+    finally:
+        reporter.close()
+
+
+def print_next(run: Path, noun: str) -> None:
+    """Print the command that a user would run next."""
+    program = "dreambooth" if shutil.which("dreambooth") else os.path.relpath(sys.argv[0])
+    print(f'next     {program} generate {shlex.quote(str(run))} "a [V] {noun} in the snow" --count 4')
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document to standard output."""
+    print(json_module.dumps(value, indent=2, ensure_ascii=False))

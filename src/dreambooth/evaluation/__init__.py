@@ -1,0 +1,1 @@
+"""The measure: how well a run did, in numbers with intervals."""

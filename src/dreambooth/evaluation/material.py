@@ -1,0 +1,143 @@
+"""What an evaluation needs of a run: its photos, its prompts, and the sets of pictures to draw, tuned and frozen."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from diffusers import DiffusionPipeline
+
+from dreambooth import environment, families, generation, photos, prompts, samples
+from dreambooth.errors import UserError
+from dreambooth.evaluation import dreambench
+from dreambooth.evaluation.dreambench import Prompt
+from dreambooth.evaluation.pictures import PictureSet, cached, draw_missing
+from dreambooth.paths import cache_root
+from dreambooth.photos import Photo
+from dreambooth.precision import storage_dtype
+from dreambooth.progress import Reporter
+from dreambooth.recipe import Recipe
+from dreambooth.run import Run
+
+SIBLINGS = {"live": ("cat", "dog", "duck"), "object": ("car", "teapot", "clock")}
+"""Other classes of the same kind, whose drift is looked at too."""
+SIBLING_COUNT = 2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is drawn and with what.
+
+    Attributes:
+        prompts: "live", "object" or a YAML list; None: by the class.
+        count: Pictures of each prompt (4 in the paper).
+        class_count: Pictures of "a [V] class", of "a class" and of each sibling class.
+        seed: The first seed.
+    """
+
+    prompts: str | None = None
+    count: int = 4
+    class_count: int = 12
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Material:
+    """What is to be scored.
+
+    Attributes:
+        run: The run.
+        noun: The class noun.
+        identifier: What `[V]` stands for.
+        photos: The photos it was trained on.
+        prompts: The prompts.
+        classes: The class noun and its siblings.
+        tuned: The run's pictures, a text for each prompt.
+        frozen: The frozen model's, with the class noun alone.
+        tuned_class: The run's "a [V] class", and one text for each of `classes`.
+        frozen_class: The frozen model's pictures of `classes`.
+    """
+
+    run: Run
+    noun: str
+    identifier: str
+    photos: list[Photo]
+    prompts: tuple[Prompt, ...]
+    classes: tuple[str, ...]
+    tuned: PictureSet
+    frozen: PictureSet
+    tuned_class: PictureSet
+    frozen_class: PictureSet
+
+
+def gather(run: Run, plan: Plan) -> Material:
+    """Find out what there is to draw and to score, without loading a model.
+
+    Raises:
+        UserError: The run is not finished, its photos have gone or changed, or there are no such prompts.
+    """
+    target = generation.find(run.path)
+    recipe = run.recipe
+    subject = recipe.subjects[0]
+    noun, identifier = subject.class_noun, subject.identifier or ""
+    chosen = dreambench.choose(noun, plan.prompts)
+    classes = (noun, *_siblings(noun))
+    seeds, class_seeds = (range(plan.seed, plan.seed + count) for count in (plan.count, plan.class_count))
+    home, frozen_home = run.path / "evaluation", cache_root() / "frozen"
+    base = f"{target.source.identity} {storage_dtype(recipe)}"
+    tuned = f"{base} {generation.digest(run)}"
+    named = [prompt.text(f"{identifier} {noun}") for prompt in chosen]
+    plain = [prompt.text(noun) for prompt in chosen]
+    class_texts = [prompts.class_prompt(each) for each in classes]
+    own = f"a {identifier} {noun}"
+    sampling = samples.settings(recipe)
+    return Material(
+        run,
+        noun,
+        identifier,
+        _photos(run, recipe),
+        chosen,
+        classes,
+        PictureSet(home / "images", tuple(named), tuple(seeds), sampling, tuned),
+        cached(frozen_home, plain, seeds, sampling, base),
+        PictureSet(home / "class", (own, *class_texts), tuple(class_seeds), sampling, tuned),
+        cached(frozen_home, class_texts, class_seeds, sampling, base),
+    )
+
+
+def draw_all(material: Material, reporter: Reporter) -> None:
+    """Draw every picture that is not there yet: first the run's, then the frozen model's."""
+    for load, sets in (
+        (_tuned, {"pictures": material.tuned, "class pictures": material.tuned_class}),
+        (_frozen, {"frozen pictures": material.frozen, "frozen class pictures": material.frozen_class}),
+    ):
+        once = functools.cache(functools.partial(load, material.run))
+        for stage, pictures in sets.items():
+            draw_missing(pictures, once, reporter, stage)
+
+
+def _tuned(run: Run) -> DiffusionPipeline:
+    return generation.load(generation.find(run.path))
+
+
+def _frozen(run: Run) -> DiffusionPipeline:
+    source = generation.find(run.path).source
+    pipe = families.get(source.family).load(source, storage_dtype(run.recipe))
+    return pipe.to(environment.processes().device)
+
+
+def _siblings(noun: str) -> Sequence[str]:
+    kind = "live" if dreambench.is_live(noun) else "object"
+    return [each for each in SIBLINGS[kind] if each != noun][:SIBLING_COUNT]
+
+
+def _photos(run: Run, recipe: Recipe) -> list[Photo]:
+    """The first subject's photos, made sure to be those that it was trained on."""
+    folder, side = recipe.subjects[0].photos, recipe.resolution
+    assert side is not None, "presets.fill leaves it open for no run"
+    found = photos.usable(photos.read(folder, side)) if folder.is_dir() else []
+    trained = [entry["id"] for entry in run.info["photos"]]
+    if not found or any(photo.id not in trained for photo in found):
+        raise UserError(f"{folder} no longer holds the photos that {run.path} was trained on: put them back")
+    return found

@@ -1,0 +1,298 @@
+"""`dreambooth evaluate`: draws what is missing, scores it, looks for the known limitations, and tells the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dreambooth import environment, photos
+from dreambooth.errors import UserError
+from dreambooth.evaluation import embeddings, encoders, limitations, metrics, statistics
+from dreambooth.evaluation.encoders import Encoder
+from dreambooth.evaluation.limitations import Finding
+from dreambooth.evaluation.material import Material, Plan, draw_all, gather
+from dreambooth.evaluation.metrics import Options, Rows
+from dreambooth.evaluation.pictures import PictureSet
+from dreambooth.evaluation.scoring import Embedded, Grid, Texts, alone, score
+from dreambooth.evaluation.statistics import Estimate, Scores
+from dreambooth.files import write_json
+from dreambooth.models import CLIP_ENCODER, IDENTITY_ENCODER, resolve
+from dreambooth.progress import Reporter, Silent
+from dreambooth.reporting import report
+from dreambooth.run import Run
+
+MAIN = ("dino", "clip_i", "clip_t", "div")
+"""Metrics that are told prompt by prompt and kind by kind."""
+
+
+@dataclass(frozen=True)
+class Judges:
+    """The encoders that score.
+
+    Attributes:
+        identity: Tells subjects apart (DINO in the paper).
+        clip: Has pictures and texts in one space.
+    """
+
+    identity: Encoder
+    clip: Encoder
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A scored run.
+
+    Attributes:
+        material: What was scored.
+        rows: The rows of every metric.
+        figures: The figure of every metric.
+        document: All of it as it is written to `evaluation/evaluation.json`.
+    """
+
+    material: Material
+    rows: dict[str, Scores]
+    figures: dict[str, Estimate]
+    document: dict[str, Any]
+
+
+def evaluate(
+    run: str | Path,
+    plan: Plan | None = None,
+    options: Options | None = None,
+    *,
+    identity_encoder: str | None = None,
+    clip_encoder: str | None = None,
+    held_out: Path | None = None,
+    reporter: Reporter | None = None,
+) -> Evaluation:
+    """Measure a finished run by the paper's protocol (Ruiz et al. 2023, section 4) and write what was found into it.
+
+    Pictures and embeddings that are there already are used again.
+
+    Args:
+        run: A run folder.
+        plan: How much is drawn.
+        options: How scores are taken.
+        identity_encoder: A name of `encoders.SPECS` or a folder. Default: by the run's base model.
+        clip_encoder: The same for the encoder of pictures and texts.
+        held_out: Folder of photos of the subject that were not trained on.
+        reporter: Listens to the progress.
+
+    Returns:
+        The evaluation; `scores.json`, `evaluation/` and `report.html` in the run folder are written.
+
+    Raises:
+        UserError: The run is not finished, its photos have gone, or there are no such prompts or encoders.
+    """
+    plan, options, reporter = plan or Plan(), options or Options(), reporter or Silent()
+    opened = Run.open(run)
+    material = gather(opened, plan)
+    extra = _held_out(held_out, material)
+    judges = load_judges(opened, identity_encoder, clip_encoder)
+    with opened.lock():
+        draw_all(material, reporter)
+        evaluation = judge(material, judges, options, extra, reporter)
+        write_json(opened.path / "evaluation" / "evaluation.json", evaluation.document)
+        write_json(opened.path / "scores.json", evaluation.document["scores"])
+        report(opened.path)
+    return evaluation
+
+
+def load_judges(run: Run, identity: str | None = None, clip: str | None = None) -> Judges:
+    """Load the encoders that suit the run's base model, or those asked for."""
+    recipe = run.recipe
+    assert recipe.model is not None, "a run's recipe names its model"
+    card = resolve(recipe.model, recipe.revision).card
+    identity = identity or (card.identity_encoder if card else IDENTITY_ENCODER)
+    clip = clip or (card.clip_encoder if card else CLIP_ENCODER)
+    device = str(environment.processes().device)
+    return Judges(encoders.load(identity, device), encoders.load(clip, device))
+
+
+def judge(
+    material: Material, judges: Judges, options: Options, held_out: Sequence[Path], reporter: Reporter
+) -> Evaluation:
+    """Score pictures that have been drawn."""
+    identity, clip = (_embed(material, each, held_out, reporter) for each in (judges.identity, judges.clip))
+    texts = _texts(material, judges.clip)
+    kinds = tuple(prompt.kind for prompt in material.prompts)
+    grid = Grid(material.run.path.name, kinds, material.tuned.seeds)
+    rows = score(identity, clip, texts, grid, options)
+    figures = {name: statistics.estimate(scores) for name, scores in rows.items()}
+    found = limitations.find(identity, clip, texts, grid, material.prompts)
+    found.append(limitations.entanglement(*_colours(material), grid, material.prompts))
+    near = metrics.copying(identity.tuned_GD, identity.photos_RD, options.spread)
+    document = {
+        "scores": {name: figure.as_json() for name, figure in figures.items()},
+        "by": {"dino": judges.identity.name, "clip": judges.clip.name, "div": options.diversity},
+        "encoders": {"dino": judges.identity.identity, "clip": judges.clip.identity},
+        "options": options.as_json(),
+        "sampling": asdict(material.tuned.sampling),
+        "kinds": _by_kind(rows),
+        "prompts": _by_prompt(material, rows, near),
+        "drift": _drift(material, identity),
+        "copies": _copies(material, near),
+        "findings": [_finding(each, material) for each in found],
+    }
+    return Evaluation(material, rows, figures, document)
+
+
+def _embed(material: Material, encoder: Encoder, held_out: Sequence[Path], reporter: Reporter) -> Embedded:
+    """All pictures of an evaluation by one encoder."""
+    groups: dict[str, list[Path]] = {
+        "photos": [photo.path for photo in material.photos],
+        "tuned": _flat(material.tuned),
+        "frozen": _flat(material.frozen),
+        "tuned_class": _flat(material.tuned_class),
+        "frozen_class": _flat(material.frozen_class),
+        "held_out": list(held_out),
+    }
+    files = [file for group in groups.values() for file in group]
+    reporter.stage(f"embeddings by {encoder.name}", len(files))
+    rows_ND = embeddings.embed_files(encoder, files, advance=reporter.advance)
+    bounds = np.cumsum([len(group) for group in groups.values()])[:-1]
+    part = dict(zip(groups, np.split(rows_ND, bounds), strict=True))
+    count = len(material.classes)
+    classes_CKD = part["tuned_class"].reshape(count + 1, -1, rows_ND.shape[1])
+    return Embedded(
+        photos_RD=part["photos"],
+        tuned_GD=part["tuned"],
+        frozen_GD=part["frozen"],
+        own_KD=classes_CKD[0],
+        classes_CKD=classes_CKD[1:],
+        frozen_classes_CKD=part["frozen_class"].reshape(count, -1, rows_ND.shape[1]),
+        held_out_HD=part["held_out"] if held_out else None,
+    )
+
+
+def _texts(material: Material, encoder: Encoder) -> Texts:
+    groups = [
+        list(material.frozen.texts),
+        list(material.tuned.texts),
+        [prompt.context for prompt in material.prompts],
+        list(material.frozen_class.texts),
+    ]
+    rows_ND = embeddings.embed_texts(encoder, [text for group in groups for text in group])
+    return Texts(*np.split(rows_ND, np.cumsum([len(group) for group in groups])[:-1]))
+
+
+def _flat(pictures: PictureSet) -> list[Path]:
+    return [shot.file for shot in pictures.shots]
+
+
+def _held_out(folder: Path | None, material: Material) -> list[Path]:
+    if folder is None:
+        return []
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}: give a folder of photos that were not trained on")
+    side = material.tuned.sampling.size
+    found = photos.usable(photos.read(folder, side))
+    trained = {photo.id for photo in material.photos}
+    same = [photo.path.name for photo in found if photo.id in trained]
+    if same:
+        raise UserError(f"{folder / same[0]} was trained on, so it is not held out: take it away")
+    return [photo.path for photo in found]
+
+
+def _colours(material: Material) -> tuple[np.ndarray, np.ndarray]:
+    """Colour of the subject in each picture, (G, 3), and in each photo, (R, 3), from its mask or its middle."""
+    pictures = [limitations.centre_colour(Image.open(file)) for file in _flat(material.tuned)]
+    side = material.tuned.sampling.size
+    taken = [
+        limitations.centre_colour(
+            Image.fromarray(photos.crop(photo, side, 0, 0)), _mask(photos.crop_mask(photo, side, 0, 0))
+        )
+        for photo in material.photos
+    ]
+    return np.stack(pictures), np.stack(taken)
+
+
+def _mask(mask_HW: np.ndarray | None) -> Image.Image | None:
+    return None if mask_HW is None else Image.fromarray(mask_HW)
+
+
+def _by_kind(rows: dict[str, Scores]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for metric in MAIN:
+        for kind, figure in statistics.by(rows[metric], "kind").items():
+            found.setdefault(kind, {})[metric] = figure.as_json()
+    return found
+
+
+def _by_prompt(material: Material, rows: dict[str, Scores], near: metrics.Copying) -> list[dict[str, Any]]:
+    """Every prompt with its figures and its pictures."""
+    figures = {metric: list(statistics.by(rows[metric], "prompt").values()) for metric in MAIN}
+    shots = material.tuned.shots
+    told = []
+    for index, prompt in enumerate(material.prompts):
+        images = [
+            {
+                "file": str(shot.file.relative_to(material.run.path / "evaluation")),
+                "seed": shot.seed,
+                **{metric: round(float(rows[metric].value_N[at]), 4) for metric in ("dino", "clip_i", "clip_t")},
+                "nearest": int(near.photo_G[at]),
+                "nearest_similarity": round(float(near.similarity_G[at]), 4),
+                "percentile": None if np.isnan(near.percentile_G[at]) else float(near.percentile_G[at]) / 100,
+            }
+            for at, shot in enumerate(shots)
+            if shot.text == index
+        ]
+        told.append(
+            {
+                "text": prompt.text(f"[V] {material.noun}"),
+                "kind": prompt.kind,
+                "scores": {metric: figures[metric][index].as_json() for metric in MAIN},
+                "images": images,
+                "frozen": [str(file) for file in material.frozen.files[index]],
+            }
+        )
+    return told
+
+
+def _drift(material: Material, identity: Embedded) -> list[dict[str, Any]]:
+    """What became of "a class" and of its siblings."""
+    tuned, frozen = material.tuned_class.files[1:], material.frozen_class.files
+    told = []
+    for index, noun in enumerate(material.classes):
+        rows: dict[str, Rows] = {"": identity.classes_CKD[index], "_frozen": identity.frozen_classes_CKD[index]}
+        figures = {}
+        for suffix, rows_KD in rows.items():
+            near = metrics.to_references(rows_KD, identity.photos_RD)
+            spread = metrics.diversity(rows_KD, np.zeros(len(rows_KD), int))
+            for name, values in (("pres", near), ("diversity", spread)):
+                figures[name + suffix] = statistics.estimate(alone("class", values)).as_json()
+        home = material.run.path / "evaluation"
+        shown = {
+            "tuned": [str(file.relative_to(home)) for file in tuned[index]],
+            "frozen": list(map(str, frozen[index])),
+        }
+        told.append({"class": noun, "sibling": index > 0, **shown, **figures})
+    return told
+
+
+def _copies(material: Material, near: metrics.Copying, count: int = 6) -> list[dict[str, Any]]:
+    """The pictures nearest to a photo, the nearest first."""
+    shots, home = material.tuned.shots, material.run.path / "evaluation"
+    return [
+        {
+            "image": str(shots[at].file.relative_to(home)),
+            "photo": int(near.photo_G[at]),
+            "similarity": round(float(near.similarity_G[at]), 4),
+            "percentile": None if np.isnan(near.percentile_G[at]) else float(near.percentile_G[at]) / 100,
+            "prompt": material.prompts[shots[at].text].text(f"[V] {material.noun}"),
+        }
+        for at in np.argsort(-near.similarity_G)[:count].tolist()
+    ]
+
+
+def _finding(found: Finding, material: Material) -> dict[str, Any]:
+    shots, home = material.tuned.shots, material.run.path / "evaluation"
+    images = [str(shots[at].file.relative_to(home)) for at in found.pictures]
+    figures = {name: figure.as_json() for name, figure in found.figures.items()}
+    told = {name: getattr(found, name) for name in ("name", "title", "level", "text")}
+    return {**told, "figures": figures, "images": images}

@@ -1,0 +1,87 @@
+"""The paper's protocol as data."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from dreambooth.errors import UserError
+from dreambooth.evaluation import dreambench
+from dreambooth.evaluation.dreambench import SUBJECTS, choose, is_live
+
+
+def test_the_subjects_are_the_papers() -> None:
+    assert len(SUBJECTS) == 30
+    assert sum(count for _, count in SUBJECTS.values()) == 158
+    assert len({noun for noun, _ in SUBJECTS.values()}) == 15
+    assert sum(is_live(noun) for noun, _ in SUBJECTS.values()) == 9
+    assert sum(1 / count for _, count in SUBJECTS.values()) / 30 == pytest.approx(0.1922, abs=1e-4)
+
+
+def test_thirty_subjects_make_three_thousand_pictures() -> None:
+    assert sum(len(choose(noun)) * 4 for noun, _ in SUBJECTS.values()) == 3000
+
+
+@pytest.mark.parametrize(
+    ("noun", "kinds"),
+    [("dog", {"recontext": 10, "accessory": 10, "property": 5}), ("can", {"recontext": 20, "property": 5})],
+)
+def test_the_kinds_of_the_prompts(noun: str, kinds: dict[str, int]) -> None:
+    assert Counter(prompt.kind for prompt in choose(noun)) == kinds
+    assert len({prompt.scene for prompt in choose(noun)}) == 25
+
+
+def test_prompts_read_as_the_papers_do() -> None:
+    first, *_, last = choose("dog")
+    assert first.text("sks dog") == "a sks dog in the jungle"
+    assert last.text("sks dog") == "a cube shaped sks dog"
+    assert last.text("elephant") == "a cube shaped elephant"
+    assert first.text("elephant") == "an elephant in the jungle"
+    assert (first.context, last.context) == ("in the jungle", "cube shaped")
+
+
+@pytest.mark.parametrize(
+    ("noun", "live"),
+    [("dog", True), ("old Dog", True), ("woman", True), ("toy", False), ("stuffed bear", False), ("toy dog", False)],
+)
+def test_live_or_object(noun: str, live: bool) -> None:
+    assert is_live(noun) is live
+    assert choose(noun) == dreambench.SETS["live" if live else "object"]
+
+
+def test_the_kind_can_be_asked_for() -> None:
+    assert choose("dog", "object") == dreambench.OBJECT_PROMPTS
+
+
+def test_own_prompts(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text("- a [V] dog on the moon\n- an oil painting of a [V] dog\n- a {} asleep\n")
+    moon, oil, asleep = choose("dog", str(file))
+    assert moon.text("[V] dog") == "a [V] dog on the moon"
+    assert oil.text("[V] dog") == "an oil painting of a [V] dog"
+    assert asleep.text("dog") == "a dog asleep"
+    assert {prompt.kind for prompt in (moon, oil, asleep)} == {"own"}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("- a dog on the moon\n", "does not name the subject once"),
+        ("- a [V] dog and a [V] dog\n", "does not name the subject once"),
+        ("prompts: 3\n", "no list of prompts"),
+        ("- [\n", "no prompts in"),
+        ("- 3\n", "no list of prompts"),
+    ],
+)
+def test_bad_lists_are_refused(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=said):
+        choose("dog", str(file))
+
+
+def test_a_missing_list_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="live, object or a YAML list"):
+        choose("dog", str(tmp_path / "none.yaml"))

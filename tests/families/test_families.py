@@ -1,0 +1,380 @@
+"""What holds for every family, on its debug model, against what stock diffusers does.
+
+A new family joins by its debug model's name in `MODELS`.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline, FluxPipeline
+from torch import Tensor, nn
+
+from dreambooth import checkpoint, families, loop, methods, sampling
+from dreambooth.batches import draw, share
+from dreambooth.diffusion import Flow
+from dreambooth.errors import UserError
+from dreambooth.recipe import Recipe
+from dreambooth.samples import image_generator
+from tests.families.conftest import Model
+from tests.test_loop import make_loop, recipe_for
+
+MODELS = ["sd", "sdxl", "flux", "flux-schnell"]
+PROMPTS = ["a ohwx dog", "a cat, in the snow, at dawn"]
+METHODS: list[tuple[str, dict[str, Any]]] = [
+    ("lora", {"targets": "wide", "alpha": 3.0, "train_text_encoder": True}),
+    ("full", {"rank": None, "alpha": None, "train_text_encoder": True}),
+]
+NO_WARNING: Callable[[str], None] = pytest.fail
+
+
+@pytest.fixture(params=MODELS)
+def model(request: pytest.FixtureRequest, models: Callable[[str], Model]) -> Model:
+    return models(request.param)
+
+
+@pytest.fixture
+def training(model: Model, monkeypatch: pytest.MonkeyPatch) -> Callable[..., loop.Loop]:
+    """What makes a loop over random latents on a fresh copy of the model."""
+    monkeypatch.setattr(model.family, "load", lambda source, dtype: model.fresh())
+
+    def make(photos: int = 3, **values: object) -> loop.Loop:
+        return make_loop(recipe(model, **values), photos)[0]
+
+    return make
+
+
+def recipe(model: Model, **values: object) -> Recipe:
+    return recipe_for(model.source.path, resolution=model.side, **values)
+
+
+def whole(noisy_BCHW: Tensor, stride: int) -> Tensor:
+    """The view of images that were never cropped: height, width, top, left."""
+    height, width = (side * stride for side in noisy_BCHW.shape[-2:])
+    return torch.tensor([[height, width, 0.0, 0.0]]).repeat(len(noisy_BCHW), 1)
+
+
+def cond_of(model: Model, rows: list[dict[str, Tensor]], noisy_BCHW: Tensor) -> dict[str, Tensor]:
+    return {**model.family.collate(rows), "view_B4": whole(noisy_BCHW, model.pipe.vae_scale_factor)}
+
+
+def second_call(stock: DiffusionPipeline, denoiser: nn.Module, **settings: Any) -> tuple[dict[str, Any], Tensor]:
+    """Draw two images with the stock pipeline: arguments by name and result of its denoiser's second call."""
+    calls: list[tuple[dict[str, Any], Tensor]] = []
+    generators = [torch.Generator().manual_seed(k) for k in range(2)]
+    with denoiser.register_forward_hook(
+        lambda module, args, kwargs, result: calls.append((arguments(module, args, kwargs), result[0])),
+        with_kwargs=True,
+    ):
+        stock(PROMPTS, num_inference_steps=3, generator=generators, output_type="latent", **settings)
+    return calls[1]
+
+
+def arguments(module: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
+    """Tensors that a module is called with, by the names of its parameters."""
+    bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+    found = {**bound, **(bound.get("added_cond_kwargs") or {})}
+    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+
+
+def unpacked(given: Tensor, height: int, width: int) -> Tensor:
+    """Latents as images, whether a denoiser takes them so or as tokens of 2 x 2."""
+    return given if given.dim() == 4 else FluxPipeline._unpack_latents(given, height, width, vae_scale_factor=1)
+
+
+# The registry
+
+
+def test_the_registry_and_the_families_agree() -> None:
+    for name in families.MODULES:
+        owned = [pipeline for pipeline, owner in families.PIPELINES.items() if owner == name]
+        assert owned == list(families.get(name).PIPELINES)
+
+
+def test_every_family_is_tested(models: Callable[[str], Model]) -> None:
+    assert {models(name).source.family for name in MODELS} == set(families.MODULES)
+
+
+def test_a_module_has_everything_that_the_protocol_names(model: Model) -> None:
+    for name, wanted in inspect.getmembers(families.Family, inspect.isfunction):
+        if not name.startswith("_"):
+            given = inspect.signature(getattr(model.family, name))
+            assert list(given.parameters) == list(inspect.signature(wanted).parameters)[1:], name
+    for name, value in inspect.getmembers(families.Family, lambda member: isinstance(member, property)):
+        assert hasattr(model.family, name), value.__doc__
+
+
+def test_the_parts_by_their_names(model: Model) -> None:
+    encoders = model.family.text_encoders(model.pipe)
+    assert encoders
+    assert all(getattr(model.pipe, name) is encoder for name, encoder in encoders.items())
+    assert model.family.denoiser(model.pipe) in model.pipe.components.values()
+    for name in (*model.family.READERS, *model.family.WORD_TOKENIZERS):
+        assert getattr(model.pipe, name)("a dog").input_ids
+    assert families.of(model.pipe) is model.family
+
+
+def test_every_lora_target_names_layers(model: Model) -> None:
+    pairs = [(model.family.denoiser(model.pipe), target) for target in model.family.LORA_TARGETS["wide"]]
+    texts = model.family.text_encoders(model.pipe).values()
+    pairs += [(encoder, target) for encoder in texts for target in model.family.TEXT_LORA_TARGETS]
+    for module, target in pairs:
+        layers = [name for name, part in module.named_modules() if isinstance(part, (nn.Linear, nn.Conv2d))]
+        assert any(name.endswith(f".{target}") for name in layers), target
+    assert set(model.family.LORA_TARGETS["attention"]) < set(model.family.LORA_TARGETS["wide"])
+
+
+# What the networks are given
+
+
+def test_the_denoiser_is_called_as_the_stock_pipeline_calls_it(model: Model) -> None:
+    """Two prompts, a wide image, in the middle of sampling: every tensor that goes in, and what comes out."""
+    family, stock = model.family, model.stock
+    height, width = model.side, model.side + 2 * family.STRIDE
+    settings = {"height": height, "width": width, **family.guide(model.pipe, 1.0, ["", ""])}
+    given, expected = second_call(stock, family.denoiser(stock), **settings)
+    factor = stock.vae_scale_factor
+    first = next(iter(given.values()))
+    noisy_BCHW = unpacked(first, height // factor, width // factor)
+    is_flow = isinstance(family.process(model.pipe), Flow)
+    t = stock.scheduler.sigmas[1] if is_flow else stock.scheduler.timesteps[1]
+    calls: list[dict[str, Any]] = []
+    denoiser = family.denoiser(model.pipe)
+    hook = denoiser.register_forward_pre_hook(
+        lambda module, args, kwargs: calls.append(arguments(module, args, kwargs)), with_kwargs=True
+    )
+    with hook, torch.no_grad():
+        cond = cond_of(model, family.encode_prompts(model.pipe, PROMPTS), noisy_BCHW)
+        predicted_BCHW = family.predict(denoiser, noisy_BCHW, t.expand(2), cond)
+    assert calls[0].keys() == given.keys()
+    for name, value in given.items():
+        torch.testing.assert_close(calls[0][name], value.expand_as(calls[0][name]), rtol=1e-5, atol=1e-5, msg=name)
+    expected_BCHW = unpacked(expected, height // factor, width // factor)
+    torch.testing.assert_close(predicted_BCHW, expected_BCHW, rtol=1e-5, atol=1e-5)
+
+
+def test_prompts_of_different_length_are_encoded_as_each_alone(model: Model) -> None:
+    family = model.family
+    noisy_BCHW = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    t_B = torch.tensor([0.3, 0.8]) if isinstance(family.process(model.pipe), Flow) else torch.tensor([300, 800])
+    with torch.no_grad():
+        together = cond_of(model, family.encode_prompts(model.pipe, PROMPTS), noisy_BCHW)
+        alone = [cond_of(model, family.encode_prompts(model.pipe, [prompt]), noisy_BCHW[:1]) for prompt in PROMPTS]
+        predicted_BCHW = family.predict(family.denoiser(model.pipe), noisy_BCHW, t_B, together)
+        singles = [
+            family.predict(family.denoiser(model.pipe), noisy_BCHW[k : k + 1], t_B[k : k + 1], alone[k]) for k in (0, 1)
+        ]
+    torch.testing.assert_close(predicted_BCHW, torch.cat(singles), rtol=1e-5, atol=1e-5)
+    assert (predicted_BCHW[0] - predicted_BCHW[1]).abs().max() > 1e-3
+
+
+def test_a_prompt_changes_the_prediction(model: Model) -> None:
+    noisy_BCHW = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)).expand(2, -1, -1, -1)
+    with torch.no_grad():
+        cond = cond_of(model, model.family.encode_prompts(model.pipe, PROMPTS), noisy_BCHW)
+        t_B = model.family.process(model.pipe).sample_t(torch.full((2,), 0.5))
+        predicted_BCHW = model.family.predict(model.family.denoiser(model.pipe), noisy_BCHW, t_B, cond)
+    assert (predicted_BCHW[0] - predicted_BCHW[1]).abs().max() > 1e-6
+
+
+def test_a_prompt_that_is_too_long_is_refused(model: Model) -> None:
+    limit = min(getattr(model.pipe, name).model_max_length for name in model.family.READERS)
+    with pytest.raises(UserError, match=f"{limit} fit: shorten it"):
+        model.family.encode_prompts(model.pipe, ["dog " * limit])
+
+
+def test_images_are_encoded_to_what_the_stock_pipeline_decodes(model: Model) -> None:
+    """The pipeline maps its latents to the decoder's by a line; the same line maps ours to the encoder's posterior."""
+    seen: list[Tensor] = []
+    stock, prompt = model.stock, PROMPTS[0]
+    decode = stock.vae.decode
+
+    def spy(latents_BCHW: Tensor, **more: Any) -> Any:
+        seen.append(latents_BCHW)
+        return decode(latents_BCHW, **more)
+
+    def run(output_type: str) -> Any:
+        settings = {"num_inference_steps": 2, "generator": torch.Generator().manual_seed(0), "output_type": output_type}
+        return stock(prompt, height=model.side, width=model.side, **settings).images
+
+    stock.vae.decode = spy
+    latents = torch.as_tensor(run("latent")).flatten().double().sort().values
+    run("np")
+    del stock.vae.decode
+    decoded = seen[-1].flatten().double().sort().values
+    slope = (decoded[-1] - decoded[0]) / (latents[-1] - latents[0])
+    offset = decoded[0] - slope * latents[0]
+
+    pixels_BCHW = torch.rand(2, 3, model.side, model.side, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        encoded = model.family.encode_images(model.pipe, pixels_BCHW)
+        posterior = stock.vae.encode(pixels_BCHW).latent_dist
+    back_BCHW = (encoded["mean_BCHW"].double() * slope + offset).float()
+    torch.testing.assert_close(back_BCHW, posterior.mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close((encoded["std_BCHW"].double() * slope).float(), posterior.std, rtol=1e-4, atol=1e-6)
+
+
+def test_half_precision_leaves_the_autoencoder_in_float32(model: Model) -> None:
+    pipe = model.fresh()
+    pipe.vae.to(torch.float16)
+    encoded = model.family.encode_images(pipe, torch.zeros(1, 3, model.side, model.side))
+    assert {value.dtype for value in encoded.values()} == {torch.float32}
+    assert pipe.vae.dtype == torch.float32
+
+
+def test_the_class_sampler_is_stochastic_and_repeatable(model: Model) -> None:
+    def images(*seeds: int) -> np.ndarray:
+        settings = sampling.Sampling("", 3, 1.0, model.side)
+        generators = [image_generator(seed) for seed in seeds]
+        chosen = model.family.class_sampler(model.pipe)
+        return np.stack([np.asarray(i) for i in sampling.draw(model.pipe, ["a dog"] * 2, generators, settings, chosen)])
+
+    state = torch.random.get_rng_state()
+    first = images(0, 1)
+    assert torch.equal(torch.random.get_rng_state(), state), "the caller's random numbers are left alone"
+    torch.rand(3)
+    np.testing.assert_array_equal(images(0, 1), first)
+    scheduler = model.family.class_sampler(model.pipe)
+    latents = [one_step(scheduler, seed) for seed in (0, 0, 1)]
+    assert torch.equal(latents[0], latents[1])
+    assert not torch.equal(latents[0], latents[2])
+
+
+def one_step(scheduler: Any, seed: int) -> Tensor:
+    """The first sampling step from the same latents and prediction, with the noise of `seed`."""
+    dynamic = {"mu": 0.5} if scheduler.config.get("use_dynamic_shifting") else {}
+    scheduler.set_timesteps(10, **dynamic)
+    t, ones = scheduler.timesteps[0], torch.ones(1, 4, 8, 8)
+    latents = getattr(scheduler, "scale_model_input", lambda latents, t: latents)(ones, t)
+    stepped: Tensor = scheduler.step(ones, t, latents, generator=torch.Generator().manual_seed(seed)).prev_sample
+    return stepped
+
+
+def test_samplers_of_another_process_are_refused(model: Model) -> None:
+    other = "dpm++" if isinstance(model.family.process(model.pipe), Flow) else "flow"
+    with pytest.raises(UserError, match=f"no sampler '{other.replace('+', '[+]')}'.*: choose from .*euler"):
+        sampling.scheduler(model.pipe, other)
+    for name in model.family.SAMPLERS:
+        assert sampling.scheduler(model.pipe, name).config.num_train_timesteps == 1000
+
+
+# Training
+
+
+def weights_of(state: loop.Loop) -> list[Tensor]:
+    return [weight for group in state.optimizer.param_groups for weight in group["params"]]
+
+
+def gradients(state: loop.Loop, accumulation: int, step: int = 0) -> tuple[Tensor, Tensor]:
+    """Loss parts of a whole step and the gradient of all trained weights as one vector, zero for those not used.
+
+    SDXL reads its first text encoder before the last layer.
+    """
+    for weight in weights_of(state):
+        weight.grad = torch.zeros_like(weight)
+    passes = share(state.plan.slots(step), accumulation, 0, 1)
+    parts = sum(loop.backward(state, draw(part, state.latents, state.plan.seed, 0.1)) for part in passes)
+    return torch.as_tensor(parts), torch.cat([weight.grad.flatten() for weight in weights_of(state)])
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_the_loss_is_the_sum_of_those_of_each_image_alone(training: Callable[..., loop.Loop], text: bool) -> None:
+    """With prior preservation: 1/N of each photo's and lambda/M of each class image's, their prompts cached or live."""
+    state = training(batch_size=2, prior_weight=0.6, train_text_encoder=text)
+    parts_2, gradient = gradients(state, accumulation=1)
+    expected_2, total = torch.zeros(2), torch.zeros(())
+    for slot in state.plan.slots(0):
+        batch = draw([slot], state.latents, state.plan.seed, 0.1)
+        t_B = state.process.sample_t(batch.u_B, (8, 8))
+        noisy_BCHW = state.process.mix(batch.latents_BCHW, batch.noise_BCHW, t_B)
+        predicted_BCHW = state.trainee(noisy_BCHW, t_B, batch.prompts, batch.view_B4)
+        error = (predicted_BCHW - state.process.target(batch.latents_BCHW, batch.noise_BCHW, t_B)).square().mean()
+        weighted = error * (0.6 if slot.is_prior else 1.0) / 2
+        expected_2[int(slot.is_prior)] += weighted.detach()
+        total = total + weighted
+    torch.testing.assert_close(parts_2, expected_2, rtol=1e-5, atol=1e-7)
+    expected = torch.autograd.grad(total, weights_of(state), allow_unused=True, materialize_grads=True)
+    torch.testing.assert_close(gradient, torch.cat([part.flatten() for part in expected]), rtol=1e-4, atol=1e-6)
+
+
+def test_cached_prompts_are_live_ones(training: Callable[..., loop.Loop]) -> None:
+    state = training(batch_size=2)
+    cached_2, gradient = gradients(state, accumulation=1)
+    state.trainee._conditioning = None
+    live_2, live_gradient = gradients(state, accumulation=2)
+    torch.testing.assert_close(live_2, cached_2, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(live_gradient, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_one_photo_overfits(training: Callable[..., loop.Loop]) -> None:
+    state = training(photos=1, steps=40, prior_weight=0.0, targets="wide", rank=8, alpha=8.0, learning_rate=2e-2)
+
+    def loss() -> float:
+        """The loss on draws that training does not see."""
+        return sum(float(gradients(state, 1, step)[0][0]) for step in range(1000, 1012))
+
+    before = loss()
+    state.optimizer.zero_grad()
+    for _ in loop.steps(state, 0):
+        pass
+    assert loss() < 0.9 * before
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(training: Callable[..., loop.Loop], tmp_path: Path) -> None:
+    def trained(state: loop.Loop) -> dict[str, Tensor]:
+        return {name: weight for name, weight in state.trainee.named_parameters() if weight.requires_grad}
+
+    straight, first, second = (training(steps=4, train_text_encoder=True) for _ in range(3))
+    for _ in loop.steps(straight, 0):
+        pass
+    for entry in loop.steps(first, 0):
+        if entry.step == 2:
+            checkpoint.save(tmp_path, 2, trained(first), first.optimizer, keep=1)
+            break
+    assert checkpoint.resume(tmp_path, trained(second), second.optimizer, NO_WARNING) == 2
+    for _ in loop.steps(second, 2):
+        pass
+    assert all(torch.equal(weight, trained(second)[name]) for name, weight in trained(straight).items())
+
+
+# What is shipped
+
+
+def picture(pipe: DiffusionPipeline, side: int) -> np.ndarray:
+    pipe.set_progress_bar_config(disable=True)
+    settings = {"num_inference_steps": 2, "guidance_scale": 3.0, "output_type": "latent"}
+    result = pipe("a ohwx dog", generator=torch.Generator().manual_seed(5), height=side, width=side, **settings)
+    return np.asarray(result.images)
+
+
+@pytest.mark.parametrize(("method", "values"), METHODS)
+def test_the_adapter_gives_the_same_picture_in_stock_diffusers(
+    model: Model, method: str, values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = recipe(model, method=method, **values)
+    pipe = model.fresh()
+    untouched = picture(pipe, model.side)
+    groups = methods.get(method).attach(pipe, model.family, given)
+    torch.manual_seed(7)
+    for group in groups:
+        for weight in group.parameters.values():
+            weight.data.add_(torch.randn_like(weight) * 0.05)
+    trained = picture(pipe, model.side)
+    assert {group.component for group in groups} > set(model.family.text_encoders(pipe))
+    with monkeypatch.context() as patched:
+        patched.setattr(model.family, "load", lambda source, dtype: model.fresh())
+        methods.get(method).save(pipe, model.family, model.source, given, tmp_path)
+    if method == "lora":
+        stock = copy.deepcopy(model.stock)
+        stock.load_lora_weights(tmp_path)
+    else:
+        stock = DiffusionPipeline.from_pretrained(tmp_path)
+    assert abs(trained - untouched).max() > 0.01
+    np.testing.assert_allclose(picture(stock, model.side), trained, atol=5e-5)
