@@ -172,9 +172,9 @@ def comparison() -> dict[str, Any]:
     bounds = {"oracle_dino": estimate(0.8226), "floor_dino": estimate(0.4126), "ceiling_clip_t": estimate(0.3204)}
     runs = [
         {
-            "name": f"run-{number}",
-            "folder": f"runs/run-{number}",
-            "label": label,
+            "name": label,
+            "folder": f"runs/{label}",
+            "label": f"{label}, {100 + number} steps",
             "scores": {
                 "dino": estimate(x),
                 "clip_t": estimate(y, y - 0.012, y + 0.013),

@@ -46,6 +46,11 @@ FLAGS = {
         "PROMPTS TARGET"
     ),
     "check": "--json --resolution PHOTOS",
+    "evaluate": (
+        "--class-count --clip-encoder --count --diversity --held-out --identity-encoder --json --log-format --out "
+        "--prompts --references --seed RUNS"
+    ),
+    "identifier": "--class --count --encoder --fast --json --letters --log-format --model --tokens",
     "prior": "--class --count --json --log-format --model --out",
     "models": "--json",
     "report": "--json RUN",
@@ -81,7 +86,7 @@ def test_no_command_is_without_frozen_flags() -> None:
 
 
 def test_the_public_names_are_frozen() -> None:
-    public = ["Recipe", "Run", "RunError", "Subject", "UserError", "generate", "report", "train"]
+    public = ["Recipe", "Run", "RunError", "Subject", "UserError", "evaluate", "generate", "report", "train"]
     assert dreambooth.__all__ == public
     for module in ("reporting", "training", "generation"):
         importlib.import_module(f"dreambooth.{module}")
@@ -186,7 +191,7 @@ def test_the_cache_is_listed_and_cleared(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("error", "status", "said"),
     [
-        (RuntimeError("CUDA:\nout of memory"), 1, r"dreambooth: RuntimeError at __init__\.py:\d+: CUDA: out of memory"),
+        (RuntimeError("CUDA:\nout of memory"), 1, r"dreambooth: RuntimeError at making\.py:\d+: CUDA: out of memory"),
         (PermissionError(13, "Permission denied", "x.png"), 1, r"dreambooth: Permission denied: x\.png"),
         (
             NotADirectoryError(20, "Not a directory", "x/y"),
@@ -582,7 +587,7 @@ REFUSED: dict[str, tuple[Builder, str]] = {
     ),
     "a strength of a fully fine-tuned run": (
         lambda lab: ["generate", fully_tuned(lab.run), "x", "--adapter", "full=0.5"],
-        "full is fully fine-tuned: only a LoRA run can be an --adapter",
+        "full is a run of full: only a LoRA run can be an --adapter",
     ),
     "an adapter of another model": (
         lambda lab: ["generate", lab.run, "x", "--adapter", of_another_shape(lab.run)],

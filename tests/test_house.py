@@ -73,7 +73,7 @@ def test_importing_the_package_imports_no_torch() -> None:
 
 
 def test_public_names() -> None:
-    expected = ["Recipe", "Run", "RunError", "Subject", "UserError", "generate", "report", "train"]
+    expected = ["Recipe", "Run", "RunError", "Subject", "UserError", "evaluate", "generate", "report", "train"]
     assert dreambooth.__all__ == expected
     assert dir(dreambooth) == expected
     for name in expected:

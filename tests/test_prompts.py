@@ -20,9 +20,13 @@ TEAPOT = {"photos": ".", "class_noun": "old teapot", "identifier": "phol"}
 NEW = {"method": "textual-inversion"}
 
 
+class StableDiffusionPipeline(SimpleNamespace):
+    """Stands for a pipeline that has its tokenizers alone; its name says its family."""
+
+
 @pytest.fixture(scope="module")
 def pipe() -> Any:
-    return SimpleNamespace(components={"tokenizer": CLIPTokenizer.from_pretrained(TOKENIZER)})
+    return StableDiffusionPipeline(components={"tokenizer": CLIPTokenizer.from_pretrained(TOKENIZER)})
 
 
 def recipe(**values: Any) -> Recipe:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dreambooth.errors import RunError, UserError
+    from dreambooth.evaluation.runs import evaluate
     from dreambooth.generation import generate
     from dreambooth.recipe import Recipe, Subject
     from dreambooth.reporting import report
@@ -22,12 +23,13 @@ _HOMES = {
     "RunError": "errors",
     "Subject": "recipe",
     "UserError": "errors",
+    "evaluate": "evaluation.runs",
     "generate": "generation",
     "report": "reporting",
     "train": "training",
 }
 
-__all__ = ["Recipe", "Run", "RunError", "Subject", "UserError", "generate", "report", "train"]
+__all__ = ["Recipe", "Run", "RunError", "Subject", "UserError", "evaluate", "generate", "report", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -230,7 +230,7 @@ def _check_settings(settings: Sampling, stride: int) -> None:
 
 def _check_lengths(named_texts: Sequence[tuple[str, str]], pipe: DiffusionPipeline) -> None:
     for what, text in named_texts:
-        prompts.require_fits(what, text, prompts.tokenizers(pipe))
+        prompts.require_fits(what, text, prompts.readers(pipe))
 
 
 def _pictures(texts: Sequence[str], seeds: Sequence[int], target: Target) -> list[Picture]:
@@ -253,7 +253,9 @@ def _parse_adapter(text: str) -> tuple[Run, float]:
     _require(math.isfinite(value), f"--adapter {text}: '{strength}' is no strength: write RUN=0.8")
     run = Run.open(path)
     _require_finished(run)
-    _require(run.recipe.method == "lora", f"{path} is fully fine-tuned: only a LoRA run can be an --adapter")
+    _require(
+        run.recipe.method == "lora", f"{path} is a run of {run.recipe.method}: only a LoRA run can be an --adapter"
+    )
     return run, value
 
 

@@ -1,7 +1,8 @@
 """What can be wrong with a photo: its size, sharpness, exposure and borders, and whether it is in the folder twice.
 
-All but a tiny size and a copy are warnings. The constants say how far from the threshold every photo of DreamBench and of the
-toybox lies, and how far on its other side a copy that was blurred (Gaussian, radius 8 at 512 pixels) or encoded anew.
+All but a tiny size and a copy are warnings. The constants say how far from the threshold every photo of DreamBench and
+of the toybox lies, and how far on its other side a copy that was blurred (Gaussian, radius 8 at 512 pixels) or encoded
+anew.
 """
 
 from __future__ import annotations

@@ -76,14 +76,15 @@ def make_plans(recipe: Recipe) -> Plans:
 
 def identify(recipe: Recipe, pipe: DiffusionPipeline, pictures: Sequence[Sequence[Photo]]) -> Recipe:
     """Choose or check each subject's identifier, and check that every prompt of the run fits the tokenizers."""
-    readers = prompts.tokenizers(pipe)
+    readers = prompts.readers(pipe)
+    knowing = [pipe.components[name] for name in families.of(pipe).WORD_TOKENIZERS]
     subjects: list[Subject] = []
     what = "the class noun in" if "{class}" in recipe.label else "the label"
     for subject in recipe.subjects:
         # an identifier is one token, as "x" is
         prompts.require_fits(what, prompts.fill(prompts.label(recipe.label, subject.class_noun), ["x"]), readers)
         others = [each.identifier for each in (*recipe.subjects, *subjects) if each.identifier and each is not subject]
-        chosen = _identifier(recipe, subject, readers, others)
+        chosen = _identifier(recipe, subject, knowing, others)
         subjects.append(subject.model_copy(update={"identifier": chosen}))
     named = recipe.model_copy(update={"subjects": tuple(subjects)})
     if recipe.method == "textual-inversion":
@@ -97,16 +98,16 @@ def identify(recipe: Recipe, pipe: DiffusionPipeline, pictures: Sequence[Sequenc
 
 
 def _identifier(
-    recipe: Recipe, subject: Subject, readers: Sequence[PreTrainedTokenizerBase], others: Sequence[str]
+    recipe: Recipe, subject: Subject, knowing: Sequence[PreTrainedTokenizerBase], others: Sequence[str]
 ) -> str:
     is_new = recipe.method == "textual-inversion"
     if subject.identifier is None:
         find = identifiers.invent if is_new else identifiers.choose
-        return find(subject.class_noun, readers, others)
+        return find(subject.class_noun, knowing, others)
     if is_new:
-        identifiers.require_new(subject.identifier, subject.class_noun, readers, others)
+        identifiers.require_new(subject.identifier, subject.class_noun, knowing, others)
     elif "identifier" not in recipe.allow:
-        identifiers.require(subject.identifier, subject.class_noun, readers)
+        identifiers.require(subject.identifier, subject.class_noun, knowing)
     return subject.identifier
 
 

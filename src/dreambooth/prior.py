@@ -103,7 +103,7 @@ def plan(
     Raises:
         UserError: The folder holds something else, or the class noun is too long.
     """
-    prompts.require_fits("the class noun in", prompts.class_prompt(class_noun), prompts.tokenizers(pipe))
+    prompts.require_fits("the class noun in", prompts.class_prompt(class_noun), prompts.readers(pipe))
     assert recipe.prior_steps
     assert recipe.prior_guidance is not None
     assert recipe.resolution

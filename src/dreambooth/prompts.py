@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from dreambooth import families
 from dreambooth.errors import UserError
 
 if TYPE_CHECKING:
@@ -80,8 +81,13 @@ def fill(template: str, identifiers: Sequence[str]) -> str:
 
 
 def tokenizers(pipe: DiffusionPipeline) -> list[PreTrainedTokenizerBase]:
-    """Return all tokenizers that read a pipeline's prompts."""
+    """Return all tokenizers of a pipeline."""
     return [part for name, part in pipe.components.items() if name.startswith("tokenizer") and part is not None]
+
+
+def readers(pipe: DiffusionPipeline) -> list[PreTrainedTokenizerBase]:
+    """Return the tokenizers that read the whole of a pipeline's prompts, so that none may be too short for one."""
+    return [pipe.components[name] for name in families.of(pipe).READERS]
 
 
 def require_fits(what: str, text: str, tokenizers: Sequence[PreTrainedTokenizerBase]) -> None:

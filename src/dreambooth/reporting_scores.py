@@ -95,6 +95,8 @@ def verdict(scores: Mapping[str, Score], levels: Sequence[tuple[str, str]], noun
     agree = len({good for _, good in clauses}) == 1
     headline = (" and " if agree else ", but ").join(words for words, _ in clauses)
     headline = headline or "these scores do not say how good it is"
+    if bad := sum(level == "bad" for _, level in levels):
+        headline += f"; {bad} of {len(levels)} checks {'is' if bad == 1 else 'are'} bad"
     sentences = [
         f"Likeness (DINO) is {told['dino']}. The floor, what the untrained model draws for any {noun}, is "
         f"{told['floor_dino']}; the oracle, your photos among themselves, is {told['oracle_dino']}.",
@@ -109,6 +111,8 @@ def _likeness(scores: Mapping[str, Score], noun: str) -> tuple[str, bool] | None
     dino, floor, oracle = (scores[name] for name in ("dino", "floor_dino", "oracle_dino"))
     if dino.value is None or floor.value is None:
         return None
+    if oracle.value is not None and oracle.value <= floor.value:
+        return f"likeness cannot be told, for your photos are no more alike than any {noun} is like them", False
     if _edge(dino.low, dino) <= _edge(floor.high, floor):
         return f"it looks no more like yours than any {noun} does", False
     if oracle.value is None:
@@ -158,7 +162,7 @@ def _bar(name: str, scores: Mapping[str, Score]) -> Bar | None:
     """The score between its ends, on the way from 0 to its one end, around zero, or from 0 to 1."""
     metric, score = METRICS[name], scores[name]
     if metric.change:
-        return bar(score, {"less": -CHANGE, "no change": 0.0, "more": CHANGE})
+        return change_bar(score, "no change")
     if not metric.ends:
         before = scores.get("pres_frozen", Score()) if name == "pres" else Score()
         marks = {"0": Score(0.0), "before": before, "1": Score(1.0)}
@@ -167,6 +171,12 @@ def _bar(name: str, scores: Mapping[str, Score]) -> Bar | None:
     if len(ends) < len(metric.ends):
         return None
     return bar(score, ends if len(ends) == 2 else {"0": 0.0} | ends)
+
+
+def change_bar(change: Score, middle: str) -> Bar | None:
+    """Lay a change out around zero, whose mark says `middle`."""
+    reach = max(CHANGE, *(abs(edge) for edge in (change.value, change.low, change.high) if edge is not None))
+    return bar(change, {"less": -reach, middle: 0.0, "more": reach})
 
 
 def _known(marks: Mapping[str, Score]) -> dict[str, float]:
@@ -221,25 +231,24 @@ def compare_page(data: Json, path: Path) -> Path:
     Raises:
         RunError: The disk is full.
     """
-    runs = [
-        (str(run.get("name") or "a run"), str(run.get("label") or ""), _read_scores(run))
-        for run in data.get("runs") or []
+    runs = [_scored(run) for run in data.get("runs") or []]
+    published = [_scored(row) for row in data.get("published") or []]
+    asked = [
+        name
+        for name in METRICS
+        if name not in GROUPS["To compare with"] and any(name in scores for _, _, scores in [*runs, *published])
     ]
-    published = [
-        (str(row.get("label") or row.get("name")), "", _read_scores(row)) for row in data.get("published") or []
-    ]
-    asked = [name for name in METRICS if any(name in scores for _, _, scores in [*runs, *published])]
+    places = [(name, scores.get("dino", Score()), scores.get("clip_t", Score())) for name, _, scores in runs]
+    upright = _bounds(runs, {"floor": "floor_dino", "oracle": "oracle_dino"})
+    level = _bounds(runs, {"untrained model": "ceiling_clip_t"})
     story = {
         "runs": runs,
         "published": published,
         "metrics": [(name, METRICS[name]) for name in asked],
         "unknown": Score(),
         "pairs": [_pair(pair) for pair in data.get("pairs") or []],
-        "plot": plot(
-            [(name, scores.get("dino", Score()), scores.get("clip_t", Score())) for name, _, scores in runs],
-            _bounds(runs, {"floor": "floor_dino", "oracle": "oracle_dino"}),
-            _bounds(runs, {"untrained model": "ceiling_clip_t"}),
-        ),
+        "bounds": [*upright, *level],
+        "plot": plot(places, upright, level),
     }
     write_page("comparison.html.j2", story, path)
     return path
@@ -266,7 +275,7 @@ def _pair(data: Json) -> Pair:
         b=b,
         metric=told,
         difference=difference,
-        bar=bar(difference, {"less": -CHANGE, "equal": 0.0, "more": CHANGE}),
+        bar=change_bar(difference, "equal"),
         p=p.value,
         p_holm=p_holm.value,
         outcome=_outcome(a, b, told, difference.value, p_holm.value),

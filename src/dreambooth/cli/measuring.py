@@ -1,4 +1,4 @@
-"""Commands that look and measure: check, evaluate, report."""
+"""Commands that look and measure: check, identifier, evaluate, report."""
 
 from __future__ import annotations
 
@@ -96,6 +96,36 @@ def evaluate(
         print(f"report   {each.material.run.report}")
     if page:
         print(f"compared {page}")
+
+
+@app.command
+def identifier(
+    *,
+    class_noun: Annotated[str, Parameter(name="--class", help="Noun of the subject's class.")],
+    model: Annotated[str | None, Parameter(help="Base model.")] = None,
+    count: Annotated[int, Parameter(help="Candidates to list, beside folklore.")] = 20,
+    fast: Annotated[bool, Parameter(negative="", help="Measure by the text encoders alone, without pictures.")] = False,
+    letters: Annotated[int, Parameter(help="Most letters of a token.")] = 3,
+    tokens: Annotated[int, Parameter(help="Most tokens of an identifier, 1 to 3.")] = 1,
+    encoder: Annotated[str | None, Parameter(help="Image encoder that compares pictures.")] = None,
+    log_format: LogFormat = "text",
+    json: Json = False,
+) -> None:
+    """Rank rare words by how little the model means by them yet."""
+    if count < 1:
+        raise UserError(f"--count {count}: give at least 1")
+    with reporting(log_format) as reporter:
+        from dreambooth.identifier_search import search, to_json
+
+        options: dict[str, Any] = {"fast": fast, "letters": letters, "tokens": tokens, "encoder": encoder}
+        found = search(model, class_noun, **options, reporter=reporter)
+    plain = [each for each in found if not each.note][:count]
+    listed = [each for each in found if each.note or each in plain]
+    if json:
+        print_json(to_json(listed))
+        return
+    for each in listed:
+        print(f"{each.text:<12} {each.prior:6.2f}  ({each.low:.2f} to {each.high:.2f})  {each.ids}  {each.note}")
 
 
 def _print_scores(document: dict[str, Any]) -> None:

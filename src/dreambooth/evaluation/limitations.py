@@ -22,8 +22,8 @@ Level = Literal["good", "watch", "bad", "unknown"]
 
 KEPT_GOOD, KEPT_BAD = 0.8, 0.5
 """Share of the frozen model's signal that tuning must keep to be good; under the second it is bad."""
-COPIES_WATCH, COPIES_BAD = 0.05, 0.2
-"""Share of pictures that are nearer to a photo than any two photos are to each other."""
+COPIES_WATCH, COPIES_BAD = 0.1, 0.4
+"""Share of pictures that are nearer to a photo than any two photos are to each other, beyond what chance gives."""
 CENTRE = 0.5
 """Without masks the subject is looked for in this share of the picture's sides, around its centre."""
 COLOUR_WATCH, COLOUR_BAD = 1.0, 1.5
@@ -112,9 +112,11 @@ def overfitting(identity: Embedded, grid: Grid) -> Finding:
     if copies.value is None or kept.value is None:
         text = "One photo, or one picture a prompt, leaves nothing to compare with."
         return Finding("overfitting", "Overfitting", "unknown", text, figures)
-    level = _worse(_level(-copies.value, -COPIES_WATCH, -COPIES_BAD), _level(kept.value, KEPT_GOOD, KEPT_BAD))
+    beyond = copies.value - found.chance
+    level = _worse(_level(-beyond, -COPIES_WATCH, -COPIES_BAD), _level(kept.value, KEPT_GOOD, KEPT_BAD))
     text = (
-        f"{copies.value:.0%} of the pictures are nearer to a photo than any two photos are to each other; "
+        f"{copies.value:.0%} of the pictures are nearer to a photo than any two photos are to each other "
+        f"(new photos would be in {found.chance:.0%} of cases); "
         f"pictures of one prompt differ {kept.value:.0%} as much as the frozen model's."
     )
     title = "Pictures are new" if level == "good" else "Overfitting to the photos"
@@ -185,7 +187,7 @@ def centre_colour(image: Image.Image, mask: Image.Image | None = None) -> Values
         weight_HW = np.asarray(mask.convert("L").resize(image.size), float) / 255
     else:
         weight_HW = np.zeros(rgb_HW3.shape[:2])
-        height, width = weight_HW.shape
+        height, width = image.height, image.width
         top, left = int(height * (1 - CENTRE) / 2), int(width * (1 - CENTRE) / 2)
         weight_HW[top : height - top, left : width - left] = 1
     return np.asarray(np.average(lab(rgb_HW3).reshape(-1, 3), axis=0, weights=weight_HW.ravel() + 1e-9))

@@ -123,6 +123,8 @@ def judge(
     kinds = tuple(prompt.kind for prompt in material.prompts)
     grid = Grid(material.run.path.name, kinds, material.tuned.seeds)
     rows = score(identity, clip, texts, grid, options)
+    if options.diversity == "lpips-alex":
+        rows |= _lpips(material, grid)
     figures = {name: statistics.estimate(scores) for name, scores in rows.items()}
     found = limitations.find(identity, clip, texts, grid, material.prompts)
     found.append(limitations.entanglement(*_colours(material), grid, material.prompts))
@@ -168,6 +170,18 @@ def _embed(material: Material, encoder: Encoder, held_out: Sequence[Path], repor
         frozen_classes_CKD=part["frozen_class"].reshape(count, -1, rows_ND.shape[1]),
         held_out_HD=part["held_out"] if held_out else None,
     )
+
+
+def _lpips(material: Material, grid: Grid) -> dict[str, Scores]:
+    """DIV of the run and of the frozen model, as the paper takes it."""
+    distance = metrics.load_lpips(str(environment.processes().device))
+    sets = {"div": material.tuned, "ceiling_div": material.frozen}
+    return {
+        name: grid.scores(
+            metrics.lpips_diversity([Image.open(file) for file in _flat(pictures)], grid.prompt_G, distance), pairs=True
+        )
+        for name, pictures in sets.items()
+    }
 
 
 def _texts(material: Material, encoder: Encoder) -> Texts:
@@ -265,7 +279,7 @@ def _drift(material: Material, identity: Embedded) -> list[dict[str, Any]]:
             near = metrics.to_references(rows_KD, identity.photos_RD)
             spread = metrics.diversity(rows_KD, np.zeros(len(rows_KD), int))
             for name, values in (("pres", near), ("diversity", spread)):
-                figures[name + suffix] = statistics.estimate(alone("class", values)).as_json()
+                figures[name + suffix] = statistics.estimate(alone("class", values, name == "diversity")).as_json()
         home = material.run.path / "evaluation"
         shown = {
             "tuned": [str(file.relative_to(home)) for file in tuned[index]],

@@ -10,6 +10,9 @@ from dreambooth.evaluation import metrics
 from dreambooth.evaluation.metrics import Indices, Options, Rows, Values
 from dreambooth.evaluation.statistics import Scores
 
+PAIRED = frozenset({"div", "ceiling_div", "diversity_drift"})
+"""Metrics whose rows share pairs of pictures."""
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -30,11 +33,11 @@ class Grid:
         """Index of each picture's prompt."""
         return np.repeat(np.arange(len(self.kinds)), len(self.seeds))
 
-    def scores(self, value_G: Values) -> Scores:
-        """A value for each picture, with what each was drawn from."""
+    def scores(self, value_G: Values, pairs: bool = False) -> Scores:
+        """A value for each picture, with what each was drawn from; `pairs` as in `statistics.Scores`."""
         seeds_G = np.tile(np.array(self.seeds), len(self.kinds))
         kinds_G = np.array(self.kinds)[self.prompt_G]
-        return Scores(value_G, np.full(len(value_G), self.subject), self.prompt_G, seeds_G, kinds_G)
+        return Scores(value_G, np.full(len(value_G), self.subject), self.prompt_G, seeds_G, kinds_G, pairs)
 
 
 @dataclass(frozen=True)
@@ -77,9 +80,9 @@ class Texts:
     classes_CD: Rows
 
 
-def alone(subject: str, value_N: Values) -> Scores:
-    """Values of pictures that are no prompts': each stands for itself, so that the interval speaks of other ones."""
-    return Grid(subject, ("none",) * len(value_N), (0,)).scores(value_N)
+def alone(subject: str, value_N: Values, pairs: bool = False) -> Scores:
+    """Values of pictures of one text, or of photos: the interval speaks of other ones."""
+    return Grid(subject, ("alone",), tuple(range(len(value_N)))).scores(value_N, pairs)
 
 
 def score(identity: Embedded, clip: Embedded, texts: Texts, grid: Grid, options: Options) -> dict[str, Scores]:
@@ -108,7 +111,7 @@ def score(identity: Embedded, clip: Embedded, texts: Texts, grid: Grid, options:
     }
     if identity.held_out_HD is not None:
         rows["held_out_gap"] = metrics.held_out_gap(identity.tuned_GD, identity.photos_RD, identity.held_out_HD)
-    found = {name: grid.scores(value_G) for name, value_G in rows.items()}
+    found = {name: grid.scores(value_G, name in PAIRED) for name, value_G in rows.items()}
     return found | _oracles(identity, clip, grid) | _class_scores(identity, grid)
 
 
@@ -117,7 +120,9 @@ def _oracles(identity: Embedded, clip: Embedded, grid: Grid) -> dict[str, Scores
     found = {}
     for name, embedded in (("dino", identity), ("clip_i", clip)):
         for suffix, self_pairs in (("", False), ("_self", True)):
-            found[f"oracle_{name}{suffix}"] = alone(grid.subject, metrics.oracle(embedded.photos_RD, self_pairs))
+            found[f"oracle_{name}{suffix}"] = alone(
+                grid.subject, metrics.oracle(embedded.photos_RD, self_pairs), pairs=True
+            )
     return found
 
 
@@ -138,4 +143,4 @@ def _class_scores(identity: Embedded, grid: Grid) -> dict[str, Scores]:
     }
     if siblings:
         rows["sibling_drift"] = np.concatenate(siblings)
-    return {name: alone(grid.subject, values) for name, values in rows.items()}
+    return {name: alone(grid.subject, values, name in PAIRED) for name, values in rows.items()}

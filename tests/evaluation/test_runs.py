@@ -1,0 +1,159 @@
+"""`dreambooth evaluate` from a trained run to its files, on the debug model and the toybox's encoders."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dreambooth.evaluation import embeddings, encoders
+from dreambooth.evaluation.comparison import compare
+from dreambooth.evaluation.material import Plan
+from dreambooth.evaluation.runs import evaluate
+from dreambooth.run import Run
+from tests import calls
+from tests.commands import make_photos
+
+ENCODERS = {"identity_encoder": "toybox-identity", "clip_encoder": "toybox-clip"}
+PROMPTS = "- a [V] dog in the snow\n- a [V] dog on the beach\n- a red [V] dog\n"
+ASKED = {
+    *("dino", "clip_i", "clip_t", "clip_t_identifier", "pres", "div", "copying", "pres_drift", "diversity_drift"),
+    *("oracle_dino", "oracle_dino_self", "oracle_clip_i", "floor_dino", "floor_clip_i", "ceiling_clip_t"),
+}
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> str:
+    file = tmp_path_factory.mktemp("prompts") / "prompts.yaml"
+    file.write_text(PROMPTS)
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("trained")
+    photos = make_photos(home / "photos")
+    done = calls.train(photos, tiny_sd, out=home / "run", inference_steps=2)
+    assert done.status == 0, done
+    return home / "run"
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def plan(prompts: str) -> Plan:
+    return Plan(prompts, count=2, class_count=3)
+
+
+def test_it_leaves_scores_pictures_and_a_report(run: Path, prompts: str) -> None:
+    found = evaluate(run, plan(prompts), **ENCODERS)
+    scores = json.loads((run / "scores.json").read_text())
+    assert set(scores) >= ASKED
+    assert all(set(figure) == {"value", "low", "high", "n"} for figure in scores.values())
+    assert scores["dino"]["n"] == 6
+    assert scores["pres"]["n"] == 3
+    document = json.loads((run / "evaluation" / "evaluation.json").read_text())
+    assert document["scores"] == scores == found.document["scores"]
+    assert [entry["text"] for entry in document["prompts"]][2] == "a red [V] dog"
+    pictures = [run / "evaluation" / image["file"] for entry in document["prompts"] for image in entry["images"]]
+    assert len(pictures) == 6
+    assert all(file.is_file() for file in pictures)
+    assert {finding["name"] for finding in document["findings"]} == {
+        "context",
+        "weak prior",
+        "overfitting",
+        "drift",
+        "entanglement",
+    }
+    assert "in the snow" in (run / "report.html").read_text()
+
+
+def test_a_score_can_be_recomputed_from_what_was_written(run: Path, prompts: str) -> None:
+    evaluate(run, plan(prompts), **ENCODERS)
+    document = json.loads((run / "evaluation" / "evaluation.json").read_text())
+    encoder = encoders.load("toybox-identity")
+    photos = sorted(Run(run).recipe.subjects[0].photos.glob("*.png"))
+    real = embeddings.embed_files(encoder, photos)
+    means = []
+    for entry in document["prompts"]:
+        rows = embeddings.embed_files(encoder, [run / "evaluation" / image["file"] for image in entry["images"]])
+        means.append(np.mean([row @ photo for row in rows for photo in real]))
+        assert [image["dino"] for image in entry["images"]] == pytest.approx((rows @ real.T).mean(1), abs=1e-4)
+    assert document["scores"]["dino"]["value"] == pytest.approx(np.mean(means), abs=1e-6)
+
+
+def test_what_is_there_is_used_again_and_what_is_not_is_drawn(
+    run: Path, prompts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = evaluate(run, plan(prompts), **ENCODERS)
+    with monkeypatch.context() as patch:
+        patch.setattr("dreambooth.generation.load", lambda *_: pytest.fail("a model was loaded"))
+        again = evaluate(run, plan(prompts), **ENCODERS)
+    assert again.document == first.document
+    lost = first.material.tuned.shots[1].file
+    before = lost.read_bytes()
+    lost.unlink()
+    assert evaluate(run, plan(prompts), **ENCODERS).document == first.document
+    assert lost.read_bytes() == before
+
+
+def test_a_broken_picture_is_named(run: Path, prompts: str) -> None:
+    found = evaluate(run, plan(prompts), **ENCODERS)
+    broken = found.material.tuned.shots[3].file
+    broken.write_bytes(broken.read_bytes()[:100])
+    done = calls.call("evaluate", run, "--prompts", prompts, "--count", 2, "--class-count", 3, *flags())
+    assert (done.status, done.out) == (2, "")
+    assert broken.name in done.err.splitlines()[-1]
+
+
+def flags() -> list[str]:
+    return [word for name, value in ENCODERS.items() for word in (f"--{name.replace('_', '-')}", value)]
+
+
+def test_the_command_prints_the_scores_as_json(run: Path, prompts: str) -> None:
+    done = calls.call("evaluate", run, "--prompts", prompts, "--count", 2, "--class-count", 3, "--json", *flags())
+    assert done.status == 0, done
+    assert json.loads(done.out) == json.loads((run / "scores.json").read_text())
+
+
+def test_two_runs_are_compared_on_the_same_pictures(run: Path, prompts: str, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    arguments = ["--prompts", prompts, "--count", 2, "--class-count", 3, "--out", tmp_path / "compared", *flags()]
+    done = calls.call("evaluate", run, other, *arguments, "--json")
+    assert done.status == 0, done
+    assert set(json.loads(done.out)) == {str(run), str(other)}
+    compared = json.loads((tmp_path / "compared" / "comparison.json").read_text())
+    assert {pair["metric"] for pair in compared["pairs"]} >= {"dino", "clip_t"}
+    assert all(pair["difference"]["value"] == 0 for pair in compared["pairs"])  # the same run twice
+    assert (tmp_path / "compared" / "comparison.html").is_file()
+
+
+def test_held_out_photos_must_be_held_out(run: Path, prompts: str) -> None:
+    photos = Run(run).recipe.subjects[0].photos
+    arguments = ["--prompts", prompts, "--held-out", photos, *flags()]
+    assert "was trained on" in calls.call("evaluate", run, *arguments).refusal
+
+
+def test_refusals(run: Path, prompts: str, tmp_path: Path) -> None:
+    assert "holds no run" in calls.call("evaluate", tmp_path).refusal
+    assert "there is no encoder" in calls.call("evaluate", run, "--identity-encoder", "dino-vits17").refusal
+    assert "no rule of references" in calls.call("evaluate", run, "--references", "some").refusal
+    photo = next(Run(run).recipe.subjects[0].photos.glob("*.png"))
+    moved = photo.rename(tmp_path / photo.name)
+    Image.new("RGB", (64, 64)).save(photo)
+    assert "no longer holds the photos" in calls.call("evaluate", run, "--prompts", prompts).refusal
+    shutil.move(moved, photo)
+
+
+def test_comparing_needs_the_same_encoders(run: Path, prompts: str) -> None:
+    found = evaluate(run, plan(prompts), **ENCODERS)
+    other = evaluate(run, plan(prompts), **ENCODERS)
+    other.document["encoders"] = {"dino": "another"}
+    with pytest.raises(Exception, match="scored by different encoders"):
+        compare([found, other])
