@@ -39,6 +39,10 @@ SCORES = {
     "foreground_dino": (0.7318, 0.6633, 0.7777),
     "held_out_gap": (0.0153, -0.0242, 0.0551),
     "background": (0.2207, 0.1908, 0.2519),
+    "own_dino": (0.7422, 0.7011, 0.7719),
+    "ceiling_div": (0.4318, 0.4011, 0.4622),
+    "pres_frozen": (0.4104, 0.3712, 0.4499),
+    "sibling_drift": (0.0118, -0.0203, 0.0437),
 }
 LEVELS = {"context": "good", "prior": "good", "entanglement": "watch", "overfitting": "bad", "drift": "unknown"}
 TITLES = {

@@ -50,6 +50,15 @@ FLAGS = {
         "--class-count --clip-encoder --count --diversity --held-out --identity-encoder --json --log-format --out "
         "--prompts --references --seed RUNS"
     ),
+    "bench": (
+        "--accumulation --allow --alpha --background-weight --batch-size --beta1 --beta2 --cache --count --crops "
+        "--flip --gradient-checkpointing --guidance --inference-steps --json --keep --label --learning-rate --limit "
+        "--log-every --log-format --max-grad-norm --method --min-snr --model --no-cache --no-flip "
+        "--no-gradient-checkpointing --no-train-text-encoder --out --precision --prior-count --prior-guidance "
+        "--prior-images --prior-steps --prior-weight --prompts --rank --resolution --revision --sampler --samples "
+        "--save-every --scenes --schedule --seed --steps --targets --text-encoder-learning-rate --train-text-encoder "
+        "--warmup --weight-decay SUBJECTS"
+    ),
     "identifier": "--class --count --encoder --fast --json --letters --log-format --model --tokens",
     "prior": "--class --count --json --log-format --model --out",
     "models": "--json",

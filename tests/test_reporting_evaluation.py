@@ -157,10 +157,19 @@ def test_frozen_pictures_may_lie_outside_the_run_folder(run: Path, tmp_path: Pat
 
 
 def test_many_large_pictures_make_a_page_of_a_few_megabytes(run: Path):
-    content = evaluation(seeds=12)
-    draw(content, run / "evaluation", lambda seed, _, path: picture(seed % 5, 24).resize((512, 512)).save(path))
-    store(run, content)
-    assert report(run).stat().st_size < 4_000_000
+    picture(3, 24).resize((512, 512)).save(run / "large.png")
+    draw(evaluation(), run / "evaluation", lambda _, __, path: path.write_bytes((run / "large.png").read_bytes()))
+    pictures = len(files(evaluation()))
+    assert pictures * (run / "large.png").stat().st_size > 20_000_000
+    assert report(run).stat().st_size < pictures * 20_000, "so 200 of them take less than 4 MB"
+
+
+@pytest.mark.parametrize("name", ["recontext-0-0.png", "property-1-3.png"])
+def test_a_large_picture_that_is_broken_is_named(run: Path, name: str):
+    path = run / "evaluation" / "images" / name
+    picture(3, 300).save(path)
+    path.write_bytes(path.read_bytes()[:5000])
+    assert f"{name} cannot be read" in Page(report(run)).text
 
 
 PARTS = {

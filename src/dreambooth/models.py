@@ -168,19 +168,22 @@ def _from_hub(name: str, repository: str, revision: str | None, card: Card | Non
     """Download, or find in the cache, what a pipeline is made of; its class is checked before the weights."""
     from huggingface_hub import hf_hub_download, snapshot_download
 
-    with _hub_errors(repository, revision):
+    with hub_errors(repository, revision, ", or choose toybox"):
         index = Path(hf_hub_download(repository, "model_index.json", revision=revision))
     _check_index(repository, index)
     commit = index.parent.name
-    with _hub_errors(repository, revision):
+    with hub_errors(repository, revision, ", or choose toybox"):
         folder = snapshot_download(repository, revision=commit, allow_patterns=WANTED, ignore_patterns=UNWANTED)
     family = _check_folder(repository, Path(folder))
     return Source(name, family, Path(folder), f"{repository}@{commit}", card)
 
 
 @contextmanager
-def _hub_errors(repository: str, revision: str | None) -> Iterator[None]:
-    """Turn what the hub's library raises about a model into one line with the mend."""
+def hub_errors(repository: str, revision: str | None, otherwise: str = "") -> Iterator[None]:
+    """Turn what the hub's library raises about a model into one line with the mend.
+
+    `otherwise` is what a user without network can do instead, such as ", or choose toybox".
+    """
     from huggingface_hub import constants, errors
 
     page = f"https://huggingface.co/{repository}"
@@ -194,7 +197,7 @@ def _hub_errors(repository: str, revision: str | None) -> Iterator[None]:
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
         fetch = f"hf download {repository}" + (f" --revision {revision}" if revision else "")
         raise UserError(
-            f"{repository} is not in the cache and {why}: run `{fetch}` where there is a network, or choose toybox"
+            f"{repository} is not in the cache and {why}: run `{fetch}` where there is a network{otherwise}"
         ) from error
     except errors.EntryNotFoundError as error:
         raise UserError(

@@ -91,18 +91,18 @@ def load_picture(path: Path, alt: str, caption: str, side: int | None = None) ->
         side: A larger image is scaled down to this many pixels a side.
     """
     try:
-        src, size = data_uri(path)
-        if side and max(size) > side:
-            src, size = _scaled(path, side)
+        src, size = data_uri(path) if side is None else _scaled(path, side)
     except FileNotFoundError:
         return Picture(alt, caption, missing=f"{path.name} is missing")
-    except (OSError, ValueError):  # Python's word for a path with a NUL in it
+    except (OSError, SyntaxError, ValueError):  # Pillow's word for a broken PNG, Python's for a path with a NUL in it
         return Picture(alt, caption, missing=f"{path.name} cannot be read")
     return Picture(alt, caption, src, size)
 
 
 def _scaled(path: Path, side: int) -> tuple[str, tuple[int, int]]:
     with Image.open(path) as image, TemporaryDirectory() as folder:
+        if max(image.size) <= side:
+            return data_uri(path)
         image.thumbnail((side, side), Image.Resampling.LANCZOS)
         small = Path(folder) / "small.webp"
         image.convert("RGB").save(small, quality=85)

@@ -1,14 +1,19 @@
-"""Commands that look and measure: check, identifier, evaluate, report."""
+"""Commands that look and measure: check, evaluate, bench, identifier, report."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from dreambooth.cli.shared import Json, LogFormat, app, print_json, reporting
 from dreambooth.errors import UserError
+from dreambooth.recipe import Settings
+
+if TYPE_CHECKING:
+    from dreambooth.evaluation.bench import Bench
+    from dreambooth.evaluation.statistics import Estimate
 
 MEANINGS = {
     "dino": "likeness to the photos",
@@ -96,6 +101,53 @@ def evaluate(
         print(f"report   {each.material.run.report}")
     if page:
         print(f"compared {page}")
+
+
+@app.command
+def bench(
+    subjects: Annotated[Path, Parameter(help="Folder with a folder of photos for each subject, as in DreamBench.")],
+    /,
+    *,
+    out: Annotated[Path, Parameter(help="Folder of the runs and the table.")] = Path("bench"),
+    limit: Annotated[int | None, Parameter(help="Only so many subjects.")] = None,
+    prompts: Annotated[str | None, Parameter(help="live, object, or a YAML list. Default: by the class.")] = None,
+    count: Annotated[int, Parameter(help="Pictures of each prompt.")] = 4,
+    settings: Annotated[Settings | None, Parameter(name="*", negative_iterable=())] = None,
+    log_format: LogFormat = "text",
+    json: Json = False,
+) -> None:
+    """Run the paper's benchmark: train and measure every subject, and print the table beside the published one."""
+    given = {name: getattr(settings, name) for name in settings.model_fields_set} if settings else {}
+    with reporting(log_format) as reporter:
+        from dreambooth.evaluation.bench import bench as run_bench
+        from dreambooth.evaluation.material import Plan
+
+        made = run_bench(subjects, given, out, plan=Plan(prompts, count), limit=limit, reporter=reporter)
+    if json:
+        print_json({name: figure.as_json() for name, figure in made.figures.items()})
+        return
+    _print_bench(made)
+    print(f"{len(made.subjects)} subjects; every picture with its scores: {out / 'manifest.json'}")
+
+
+def _print_bench(made: Bench) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from dreambooth.evaluation.bench import METRICS
+
+    table = Table("", *METRICS, box=None)
+    for name, row in made.table():
+        table.add_row(name, *(_cell(row.get(metric)) for metric in METRICS))
+    Console().print(table)
+
+
+def _cell(figure: Estimate | float | None) -> str:
+    if figure is None or isinstance(figure, float):
+        return "" if figure is None else f"{figure:.3f}"
+    if figure.value is None:
+        return ""
+    return f"{figure.value:.3f}" + ("" if figure.low is None else f" ({figure.low:.3f} to {figure.high:.3f})")
 
 
 @app.command

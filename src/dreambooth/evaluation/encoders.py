@@ -23,7 +23,7 @@ from transformers import AutoTokenizer, CLIPTextModel, PreTrainedModel
 
 from dreambooth.errors import UserError
 from dreambooth.evaluation.preprocessing import HALF, IMAGENET, OPENAI, Numbers, Preprocess, parse
-from dreambooth.models import CONVERT, PICKLE_REFUSAL, PICKLES, _hub_errors
+from dreambooth.models import CONVERT, PICKLE_REFUSAL, PICKLES, hub_errors
 from dreambooth.toybox import ENCODERS
 
 SAFE_WEIGHTS = "*.safetensors"
@@ -229,7 +229,7 @@ def _download(name: str, spec: Spec) -> tuple[Path, str]:
 
     assert spec.repository is not None
     weights = PICKLED_WEIGHTS if spec.pickled else SAFE_WEIGHTS
-    with _hub_errors(spec.repository, spec.revision):
+    with hub_errors(spec.repository, spec.revision):
         folder = Path(snapshot_download(spec.repository, revision=spec.revision, allow_patterns=[*WANTED, weights]))
     if not (folder / "config.json").is_file() or not any(folder.glob(weights)):
         fetch = f"hf download {spec.repository} --revision {folder.name}"

@@ -1,0 +1,104 @@
+"""The benchmark: from folders of photos to a table that can be computed again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dreambooth.errors import UserError
+from dreambooth.evaluation import bench as bench_module
+from dreambooth.evaluation.bench import bench, classes
+from dreambooth.evaluation.material import Plan
+from tests.commands import make_photos
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dataset")
+    for name in ("dog", "backpack_dog", "my_mug"):
+        make_photos(folder / name)
+    (folder / "classes.yaml").write_text("my_mug: mug\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_sd: Path) -> dict[str, Any]:
+    sizes = {"steps": 2, "samples": 0, "prior_count": 1, "prior_steps": 2, "inference_steps": 1}
+    return {"model": str(tiny_sd), **sizes}
+
+
+@pytest.fixture(autouse=True)
+def _judges_of_the_toybox(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dreambooth.evaluation.runs.IDENTITY_ENCODER", "toybox-identity")
+    monkeypatch.setattr("dreambooth.evaluation.runs.CLIP_ENCODER", "toybox-clip")
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    file = tmp_path_factory.mktemp("prompts") / "prompts.yaml"
+    file.write_text("- a {} in the snow\n- a red {}\n")
+    return Plan(str(file), count=2, class_count=2)
+
+
+def test_classes_come_from_the_folder_or_the_papers_table(dataset: Path) -> None:
+    assert classes(dataset) == {"backpack_dog": "backpack", "dog": "dog", "my_mug": "mug"}
+    assert classes(dataset, limit=1) == {"backpack_dog": "backpack"}
+
+
+def test_what_cannot_be_benched_is_said_before_any_work(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no folder"):
+        classes(tmp_path / "none")
+    with pytest.raises(UserError, match="holds no folders"):
+        classes(tmp_path)
+    make_photos(tmp_path / "thing")
+    with pytest.raises(UserError, match="class of thing is not known: write 'thing: noun'"):
+        classes(tmp_path)
+    with pytest.raises(UserError, match="unknown setting"):
+        bench(dataset, {"stepz": 3}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_figure_can_be_computed_from_the_manifest(
+    dataset: Path, settings: dict[str, Any], plan: Plan, tmp_path: Path
+) -> None:
+    made = bench(dataset, settings, tmp_path / "out", plan=plan, limit=2)
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert len(manifest["pictures"]) == 2 * 2 * 2
+    assert all((tmp_path / "out" / entry["file"]).is_file() for entry in manifest["pictures"])
+    assert {entry["subject"] for entry in manifest["pictures"]} == {"backpack_dog", "dog"}
+    for metric in ("dino", "clip_i", "clip_t"):
+        by_subject: dict[str, dict[int, list[float]]] = {}
+        for entry in manifest["pictures"]:
+            by_subject.setdefault(entry["subject"], {}).setdefault(entry["prompt"], []).append(entry[metric])
+        mean = np.mean([np.mean([np.mean(each) for each in of.values()]) for of in by_subject.values()])
+        assert made.figures[metric].value == pytest.approx(mean, abs=1e-4)
+    rows = dict(made.table())
+    assert rows["this run"]["dino"] == made.figures["dino"]
+    assert rows["paper: DreamBooth (Imagen)"] == {"dino": 0.696, "clip_i": 0.812, "clip_t": 0.306}
+
+
+def test_interrupted_it_goes_on_and_does_nothing_twice(
+    dataset: Path, settings: dict[str, Any], plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = bench(dataset, settings, tmp_path / "whole", plan=plan, limit=2)
+    real, evaluated = bench_module.evaluate, []
+
+    def stops(run: Path, *arguments: Any, **options: Any) -> Any:
+        if evaluated:
+            raise KeyboardInterrupt
+        evaluated.append(run)
+        return real(run, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench_module, "evaluate", stops)
+        with pytest.raises(KeyboardInterrupt):
+            bench(dataset, settings, tmp_path / "cut", plan=plan, limit=2)
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "cut").rglob("*.safetensors")}
+    assert times
+    gone_on = bench(dataset, settings, tmp_path / "cut", plan=plan, limit=2)
+    assert gone_on.figures == whole.figures
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
