@@ -47,8 +47,8 @@ FLAGS = {
     ),
     "check": "--json --resolution PHOTOS",
     "evaluate": (
-        "--class-count --clip-encoder --count --diversity --held-out --identity-encoder --json --log-format --out "
-        "--prompts --references --seed RUNS"
+        "--class-count --clip-encoder --count --diversity --held-out --identity-encoder --json --log-format --masks "
+        "--out --prompts --references --seed RUNS"
     ),
     "bench": (
         "--accumulation --allow --alpha --background-weight --batch-size --beta1 --beta2 --cache --count --crops "

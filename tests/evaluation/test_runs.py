@@ -140,6 +140,42 @@ def test_held_out_photos_must_be_held_out(run: Path, prompts: str) -> None:
     assert "was trained on" in calls.call("evaluate", run, *arguments).refusal
 
 
+def test_masks_tell_the_subject_from_its_surroundings(run: Path, prompts: str, tmp_path: Path) -> None:
+    """The scores of one side of the masks are those of pictures that show only that side, on grey."""
+    material = evaluate(run, plan(prompts), **ENCODERS).material
+    sets = {
+        "tuned": [shot.file for shot in material.tuned.shots],
+        "frozen": [shot.file for shot in material.frozen.shots],
+        "photos": [photo.path for photo in material.photos],
+    }
+    halves: dict[str, dict[str, list[Path]]] = {"foreground": {}, "background": {}}
+    for name, files in sets.items():
+        for file in files:
+            picture = Image.open(file).convert("RGB")
+            mask = Image.new("L", picture.size)
+            mask.paste(255, (0, 0, picture.width // 2, picture.height))
+            masks = tmp_path / "masks" / name
+            masks.mkdir(parents=True, exist_ok=True)
+            mask.save(masks / f"{file.stem}.png")
+            for side, kept in (("foreground", mask), ("background", mask.point(lambda value: 255 - value))):
+                half = tmp_path / f"{side}-{name}-{file.stem}.png"
+                Image.composite(picture, Image.new("RGB", picture.size, embeddings.GREY), kept).save(half)
+                halves[side].setdefault(name, []).append(half)
+    figures = evaluate(run, plan(prompts), **ENCODERS, mask_folder=tmp_path / "masks").figures
+    encoder = encoders.load("toybox-identity", "cpu")
+    for side, score in (("foreground", "foreground_dino"), ("background", "background")):
+        rows = {name: embeddings.embed_files(encoder, files) for name, files in halves[side].items()}
+        for label, name in ((score, "tuned"), (f"floor_{score}", "frozen")):
+            assert figures[label].value == pytest.approx(float((rows[name] @ rows["photos"].T).mean()), abs=1e-5)
+    assert figures["foreground_dino"].value != pytest.approx(figures["background"].value, abs=1e-3)
+
+
+def test_a_missing_mask_is_named_before_anything_is_drawn(run: Path, prompts: str, tmp_path: Path) -> None:
+    refusal = calls.call("evaluate", run, "--prompts", prompts, "--masks", tmp_path, *flags()).refusal
+    assert "has no mask" in refusal
+    assert not (run / "evaluation").exists()
+
+
 def test_refusals(run: Path, prompts: str, tmp_path: Path) -> None:
     assert "holds no run" in calls.call("evaluate", tmp_path).refusal
     assert "there is no encoder" in calls.call("evaluate", run, "--identity-encoder", "dino-vits17").refusal

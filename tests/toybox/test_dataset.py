@@ -185,8 +185,9 @@ def test_render_subject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert (described["class"], described["seed"]) == ("dog", 57)
     assert len(described["contexts"]) == 5
     for part, count in (("photos", 5), ("truth", 8)):
-        files = sorted(path.name for path in (tmp_path / part).iterdir())
-        assert files == sorted(f"{index:02d}{end}" for index in range(count) for end in (".png", ".mask.png"))
+        for folder in (tmp_path / part, tmp_path / "masks" / part):
+            assert sorted(path.name for path in folder.iterdir()) == [f"{index:02d}.png" for index in range(count)]
+        assert set(np.unique(np.asarray(Image.open(tmp_path / "masks" / part / "00.png")))) <= {0, 255}
         for entry in described[part]:
             assert entry["prompt"] == prompt(from_dict(entry["scene"]))
             assert "[V] dog" in entry["prompt"]

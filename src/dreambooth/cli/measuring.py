@@ -29,6 +29,9 @@ MEANINGS = {
     "copying": "rank of the nearest photo among the photos' own distances, 0 to 1",
     "pres": "likeness of 'a class' to the photos: lower is better",
     "pres_frozen": "the frozen model's",
+    "foreground_dino": "likeness to the photos, of the subject alone",
+    "background": "likeness of the backgrounds to the photos': lower is better",
+    "floor_background": "the frozen model's",
     "held_out_gap": "photos trained on nearer than photos held out",
 }
 
@@ -73,6 +76,9 @@ def evaluate(
         str, Parameter(help="Photos to compare with: all, centroid, fixed:K, or held-out with --held-out.")
     ] = "all",
     held_out: Annotated[Path | None, Parameter(help="Folder of photos that were not trained on.")] = None,
+    masks: Annotated[
+        Path | None, Parameter(help="Folder of masks (tuned/, frozen/, photos/) for scores without backgrounds.")
+    ] = None,
     diversity: Annotated[Literal["dino", "lpips-alex"], Parameter(help="What DIV is measured by.")] = "dino",
     identity_encoder: Annotated[str | None, Parameter(help="Encoder of DINO. Default: by the base model.")] = None,
     clip_encoder: Annotated[str | None, Parameter(help="Encoder of CLIP-I and CLIP-T.")] = None,
@@ -88,8 +94,9 @@ def evaluate(
         from dreambooth.evaluation.runs import evaluate as evaluate_run
 
         plan, options = Plan(prompts, count, class_count, seed), Options(references, diversity=diversity)
-        encoders = {"identity_encoder": identity_encoder, "clip_encoder": clip_encoder}
-        found = [evaluate_run(run, plan, options, **encoders, held_out=held_out, reporter=reporter) for run in runs]
+        common: dict[str, Any] = {"identity_encoder": identity_encoder, "clip_encoder": clip_encoder}
+        common |= {"held_out": held_out, "mask_folder": masks, "reporter": reporter}
+        found = [evaluate_run(run, plan, options, **common) for run in runs]
         compared = compare(found) if len(found) > 1 else None
         page = write(compared, out) if compared else None
     scores = {str(each.material.run.path): each.document["scores"] for each in found}

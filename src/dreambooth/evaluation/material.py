@@ -87,10 +87,10 @@ def gather(run: Run, plan: Plan) -> Material:
     home, frozen_home = run.path / "evaluation", cache_root() / "frozen"
     base = f"{target.source.identity} {storage_dtype(recipe)}"
     tuned = f"{base} {generation.digest(run)}"
-    named = [prompt.text(f"{identifier} {noun}") for prompt in chosen]
+    called = f"{identifier} {noun}" if "{class}" in recipe.label else identifier
+    named = [prompt.text(called) for prompt in chosen]
     plain = [prompt.text(noun) for prompt in chosen]
     class_texts = [prompts.class_prompt(each) for each in classes]
-    own = f"a {identifier} {noun}"
     sampling = samples.settings(recipe)
     return Material(
         run,
@@ -101,7 +101,7 @@ def gather(run: Run, plan: Plan) -> Material:
         classes,
         PictureSet(home / "images", tuple(named), tuple(seeds), sampling, tuned),
         cached(frozen_home, plain, seeds, sampling, base),
-        PictureSet(home / "class", (own, *class_texts), tuple(class_seeds), sampling, tuned),
+        PictureSet(home / "class", (f"a {called}", *class_texts), tuple(class_seeds), sampling, tuned),
         cached(frozen_home, class_texts, class_seeds, sampling, base),
     )
 
@@ -110,7 +110,7 @@ def draw_all(material: Material, reporter: Reporter) -> None:
     """Draw every picture that is not there yet: first the run's, then the frozen model's."""
     for load, sets in (
         (_tuned, {"pictures": material.tuned, "class pictures": material.tuned_class}),
-        (_frozen, {"frozen pictures": material.frozen, "frozen class pictures": material.frozen_class}),
+        (frozen_pipeline, {"frozen pictures": material.frozen, "frozen class pictures": material.frozen_class}),
     ):
         once = functools.cache(functools.partial(load, material.run))
         for stage, pictures in sets.items():
@@ -121,7 +121,8 @@ def _tuned(run: Run) -> DiffusionPipeline:
     return generation.load(generation.find(run.path))
 
 
-def _frozen(run: Run) -> DiffusionPipeline:
+def frozen_pipeline(run: Run) -> DiffusionPipeline:
+    """Load a run's base model, on its device."""
     source = generation.find(run.path).source
     pipe = families.get(source.family).load(source, storage_dtype(run.recipe))
     return pipe.to(environment.processes().device)

@@ -12,9 +12,10 @@ from PIL import Image
 
 from dreambooth import environment, photos
 from dreambooth.errors import UserError
-from dreambooth.evaluation import embeddings, encoders, limitations, metrics, statistics
+from dreambooth.evaluation import embeddings, encoders, limitations, masks, metrics, statistics
 from dreambooth.evaluation.encoders import Encoder
 from dreambooth.evaluation.limitations import Finding
+from dreambooth.evaluation.masks import Masked
 from dreambooth.evaluation.material import Material, Plan, draw_all, gather
 from dreambooth.evaluation.metrics import Options, Rows
 from dreambooth.evaluation.pictures import PictureSet
@@ -68,6 +69,7 @@ def evaluate(
     identity_encoder: str | None = None,
     clip_encoder: str | None = None,
     held_out: Path | None = None,
+    mask_folder: Path | None = None,
     reporter: Reporter | None = None,
 ) -> Evaluation:
     """Measure a finished run by the paper's protocol (Ruiz et al. 2023, section 4) and write what was found into it.
@@ -81,6 +83,7 @@ def evaluate(
         identity_encoder: A name of `encoders.SPECS` or a folder. Default: by the run's base model.
         clip_encoder: The same for the encoder of pictures and texts.
         held_out: Folder of photos of the subject that were not trained on.
+        mask_folder: Folder of masks, as `masks.find` says, for scores of the subject and its surroundings alone.
         reporter: Listens to the progress.
 
     Returns:
@@ -93,10 +96,11 @@ def evaluate(
     opened = Run.open(run)
     material = gather(opened, plan)
     extra = _held_out(held_out, material)
+    masked = masks.find(mask_folder, material) if mask_folder else None
     judges = load_judges(opened, identity_encoder, clip_encoder)
     with opened.lock():
         draw_all(material, reporter)
-        evaluation = judge(material, judges, options, extra, reporter)
+        evaluation = judge(material, judges, options, extra, reporter, masked)
         write_json(opened.path / "evaluation" / "evaluation.json", evaluation.document)
         write_json(opened.path / "scores.json", evaluation.document["scores"])
         report(opened.path)
@@ -115,7 +119,12 @@ def load_judges(run: Run, identity: str | None = None, clip: str | None = None) 
 
 
 def judge(
-    material: Material, judges: Judges, options: Options, held_out: Sequence[Path], reporter: Reporter
+    material: Material,
+    judges: Judges,
+    options: Options,
+    held_out: Sequence[Path],
+    reporter: Reporter,
+    masked: Masked | None = None,
 ) -> Evaluation:
     """Score pictures that have been drawn."""
     identity, clip = (_embed(material, each, held_out, reporter) for each in (judges.identity, judges.clip))
@@ -125,6 +134,9 @@ def judge(
     rows = score(identity, clip, texts, grid, options)
     if options.diversity == "lpips-alex":
         rows |= _lpips(material, grid)
+    if masked is not None:
+        reporter.stage("embeddings by parts", 2 * sum(map(len, (masked.tuned, masked.frozen, masked.photos))))
+        rows |= masks.score(judges.identity, masked, grid, options, reporter.advance)
     figures = {name: statistics.estimate(scores) for name, scores in rows.items()}
     found = limitations.find(identity, clip, texts, grid, material.prompts)
     found.append(limitations.entanglement(*_colours(material), grid, material.prompts))

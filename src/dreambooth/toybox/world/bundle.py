@@ -48,7 +48,8 @@ def render_subject(cls: str, subject_seed: int, out: Path) -> None:
     """Photos, truth pictures and masks of one subject, 256 px, and `subject.json` that says what they show.
 
     `photos/00.png` ... `04.png` in five contexts; `truth/00.png` ... `07.png` in eight other contexts, views, outfits
-    and properties. Beside each, `NN.mask.png` is 255 where the subject is seen, without its outfit.
+    and properties. In `masks`, under the same names, 255 where the subject is seen, without its outfit; they lie apart,
+    for masks beside photos would change how these are learned.
 
     Raises:
         UserError: The class is not one of the world's.
@@ -60,8 +61,8 @@ def render_subject(cls: str, subject_seed: int, out: Path) -> None:
         "class": cls,
         "seed": subject_seed,
         "contexts": [scene.context for scene in photos],
-        "photos": list(_render_all(photos, out / "photos")),
-        "truth": list(_render_all(truth, out / "truth")),
+        "photos": list(_render_all(photos, out, "photos")),
+        "truth": list(_render_all(truth, out, "truth")),
     }
     (out / "subject.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
 
@@ -89,11 +90,13 @@ def _object_changes() -> list[dict[str, Any]]:
     return [{"colour": "red"}, {"properties": ("wet",)}, {"properties": ("shiny",)}]
 
 
-def _render_all(scenes: list[Scene], folder: Path) -> Iterator[dict[str, Any]]:
+def _render_all(scenes: list[Scene], out: Path, part: str) -> Iterator[dict[str, Any]]:
     """Render scenes and their masks; yields what `subject.json` says of each."""
-    folder.mkdir(parents=True, exist_ok=True)
+    pictures, masks = out / part, out / "masks" / part
+    for folder in (pictures, masks):
+        folder.mkdir(parents=True, exist_ok=True)
     for index, scene in enumerate(scenes):
         name = f"{index:02d}.png"
-        render(scene, SIZE, SAMPLES).save(folder / name)
-        render_mask(scene, SIZE).save(folder / f"{index:02d}.mask.png")
+        render(scene, SIZE, SAMPLES).save(pictures / name)
+        render_mask(scene, SIZE).save(masks / name)
         yield {"file": name, "prompt": prompt(scene), "scene": to_dict(scene)}

@@ -1,0 +1,105 @@
+"""Studies: what is measured is kept, what is kept is joined rightly, and claims are judged by their intervals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dreambooth.evaluation.scoring import Grid
+from dreambooth.evaluation.statistics import Estimate, Scores, estimate
+from dreambooth.progress import Silent
+from dreambooth.toybox import reproduction, study
+from dreambooth.toybox.reproduction import ARMS, CLAIMS, COLUMNS, DESCRIBED, verdict, write_up
+from dreambooth.toybox.study import Arm, Rows, Study, difference, merge
+
+SUBJECTS = ["a", "b", "c", "d", "e", "f"]
+
+
+def rows(level: float, shift: float = 0.0, names: tuple[str, ...] = COLUMNS) -> Rows:
+    """Scores of six subjects that differ far more from one another than `shift` is."""
+    found = []
+    for index, subject in enumerate(SUBJECTS):
+        values = level + shift * (1 + 0.1 * index) + index + np.array([0.0, 0.1, -0.1, 0.05])
+        found.append(dict.fromkeys(names, Grid(subject, ("x", "y"), (0, 1)).scores(values)))
+    return merge(found)
+
+
+def test_a_cell_is_measured_once_and_its_figures_are_those_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arm = Arm("short", {"steps": 1, "prior_weight": 0.0, "inference_steps": 2, "rank": 2})
+    made = Study(tmp_path, scenes=3, count=2)
+    first = made.run([arm], ["spotted_dog"], [5], Silent())["short"]
+    monkeypatch.setattr(study, "train", lambda *given: pytest.fail("trained again"))
+    again = made.run([arm], ["spotted_dog"], [5], Silent())["short"]
+    assert estimate(first["dino"]) == estimate(again["dino"])
+    assert len(first["dino"].value_N) == 3 * 2
+    assert set(first["dino"].seed_N) == {5000, 5001}
+    assert not (tmp_path / "short" / "spotted_dog-5" / "run" / "checkpoints").exists()
+    gap = first["dino"].value_N - first["held_out_gap"].value_N
+    assert np.allclose(first["truth"].value_N, gap)
+    assert (np.abs(first["truth"].value_N) <= 1).all()
+
+
+def test_the_scenes_are_spread_over_the_papers_list(tmp_path: Path) -> None:
+    text = Study(tmp_path).prompts("spotted_dog").read_text()
+    assert len(text.splitlines()) == 10
+    assert "in the jungle" in text
+    assert "cube shaped" in text
+    assert "outfit" in text
+
+
+def test_pairs_of_two_trainings_are_not_one_set() -> None:
+    pairs = Grid("a", ("x",), (0, 1)).scores(np.array([0.1, 0.1]), pairs=True)
+    document = {"div": {"value": [0.1, 0.1], "prompt": [0, 0], "seed": [0, 1], "pairs": True}}
+    one, two = (dict(study._scores(document, "a", seed))["div"] for seed in (1, 2))
+    assert not set(one.prompt_N) & set(two.prompt_N)
+    assert np.array_equal(one.value_N, pairs.value_N)
+
+
+def test_a_difference_is_taken_within_each_subject() -> None:
+    apart = difference(rows(1, 0.2)["dino"], rows(1)["dino"])
+    assert apart.value == pytest.approx(0.2 * 1.25)
+    assert apart.low is not None
+    assert apart.low > 0.1
+    assert verdict(apart) == "holds"
+    assert verdict(difference(rows(1)["dino"], rows(1, 0.2)["dino"])) == "contradicted"
+
+
+def test_nothing_is_claimed_without_an_interval() -> None:
+    assert verdict(Estimate(1.0, None, None, 3)) == "open"
+    assert verdict(Estimate(1.0, -0.1, 2.0, 3)) == "open"
+
+
+def test_the_page_has_a_verdict_for_every_claim_and_a_row_for_every_arm() -> None:
+    names = (*COLUMNS, "oracle_dino", "floor_dino", "oracle_clip_i", "floor_clip_i", "ceiling_clip_t", "ceiling_div")
+    names += ("pres_frozen",)
+    found = {arm.name: rows(1, names=names) for arm in ARMS} | {DESCRIBED: rows(1, names=names)}
+    claim = CLAIMS[5]
+    better = replace(found[claim.greater[0]][claim.greater[1]])
+    found[claim.greater[0]] = found[claim.greater[0]] | {claim.greater[1]: _lifted(better)}
+    lines = write_up(found, "six subjects").splitlines()
+    told = [line for line in lines if any(f"| {each.text} |" in line for each in CLAIMS)]
+    assert len(told) == len(CLAIMS)
+    assert [line.endswith("holds |") for line in told].index(True) == 5
+    assert all(any(line.startswith(f"| {arm.name} |") for line in lines) for arm in ARMS)
+
+
+def _lifted(scores: Scores) -> Scores:
+    names = list(dict.fromkeys(scores.subject_N))
+    lift = np.array([0.3 + 0.01 * names.index(name) for name in scores.subject_N])
+    return replace(scores, value_N=scores.value_N + lift)
+
+
+def test_a_description_names_colours_and_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "some"
+    folder.mkdir()
+    (folder / "subject.json").write_text('{"class": "dog", "seed": 57}')
+    for module in (study, reproduction):
+        monkeypatch.setattr(module, "SUBJECTS", tmp_path)
+    words = reproduction.description("some").split()
+    assert words[-3:-2] == ["dog"]
+    assert words[-2] == "with"
