@@ -31,16 +31,23 @@ from tests.commands import make_photos
 from tests.pictures import picture
 
 COMMON = {"--help", "--version", "-h"}
+SETTINGS = (
+    "--accumulation --allow --alpha --background-weight --batch-size --beta1 --beta2 --cache --crops --ema --flip "
+    "--gradient-checkpointing --guidance --inference-steps --keep --label --learning-rate --log-every --max-grad-norm "
+    "--method --min-snr --model --no-cache --no-flip --no-gradient-checkpointing --no-train-text-encoder --optimizer "
+    "--precision --prior-count --prior-guidance --prior-images --prior-steps --prior-weight --rank --resolution "
+    "--revision --sampler --samples --save-every --scenes --schedule --seed --steps --targets "
+    "--text-encoder-learning-rate --train-text-encoder --warmup --weight-decay"
+)
+"""The flags of a recipe."""
+
+
+def with_settings(others: str) -> str:
+    return " ".join(sorted([*SETTINGS.split(), *others.split()]))
+
+
 FLAGS = {
-    "train": (
-        "--accumulation --allow --alpha --background-weight --batch-size --beta1 --beta2 --cache --class --crops "
-        "--dry-run --flip --gradient-checkpointing --guidance --identifier --inference-steps --json --keep --label "
-        "--learning-rate --log-every --log-format --max-grad-norm --method --min-snr --model --no-cache --no-flip "
-        "--no-gradient-checkpointing --no-train-text-encoder --out --precision --prior-count --prior-guidance "
-        "--prior-images --prior-steps --prior-weight --rank --recipe --resolution --revision --sampler --samples "
-        "--save-every --scenes --schedule --seed --steps --targets --text-encoder-learning-rate --train-text-encoder "
-        "--warmup --weight-decay PHOTOS"
-    ),
+    "train": with_settings("--class --dry-run --identifier --json --log-format --out --recipe PHOTOS"),
     "generate": (
         "--adapter --count --guidance --inference-steps --json --log-format --negative --out --sampler --seed --size "
         "PROMPTS TARGET"
@@ -50,15 +57,7 @@ FLAGS = {
         "--class-count --clip-encoder --count --diversity --held-out --identity-encoder --json --log-format --masks "
         "--out --prompts --references --seed RUNS"
     ),
-    "bench": (
-        "--accumulation --allow --alpha --background-weight --batch-size --beta1 --beta2 --cache --count --crops "
-        "--flip --gradient-checkpointing --guidance --inference-steps --json --keep --label --learning-rate --limit "
-        "--log-every --log-format --max-grad-norm --method --min-snr --model --no-cache --no-flip "
-        "--no-gradient-checkpointing --no-train-text-encoder --out --precision --prior-count --prior-guidance "
-        "--prior-images --prior-steps --prior-weight --prompts --rank --resolution --revision --sampler --samples "
-        "--save-every --scenes --schedule --seed --steps --targets --text-encoder-learning-rate --train-text-encoder "
-        "--warmup --weight-decay SUBJECTS"
-    ),
+    "bench": with_settings("--count --json --limit --log-format --out --prompts SUBJECTS"),
     "identifier": "--class --count --encoder --fast --json --letters --log-format --model --tokens",
     "prior": "--class --count --json --log-format --model --out",
     "models": "--json",

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from dreambooth import planning, presets
 from dreambooth.errors import UserError
 from dreambooth.models import native_resolution, resolve
-from dreambooth.recipe import Recipe, counted, identity
+from dreambooth.recipe import LATER, Recipe, counted, identity
 from tests.commands import make_photos
 from tests.pictures import picture
 
@@ -40,6 +40,8 @@ COUNTED = {
     "crops": 1,
     "flip": True,
     "background_weight": 0.5,
+    "optimizer": "prodigy",
+    "ema": 0.9,
     "weight_decay": 0.1,
     "beta1": 0.8,
     "beta2": 0.99,
@@ -111,9 +113,10 @@ def test_the_subject_counts_and_not_where_its_photos_lie(changed: dict[str, str]
     assert (name(recipe(subjects=[{**SUBJECT, **changed}])) != name(recipe())) == counts
 
 
-def test_the_default_label_does_not_count() -> None:
-    """Runs from before there was a label keep their identity."""
-    assert "label" not in counted(recipe(label="a [V] {class}"))
+@pytest.mark.parametrize("setting", LATER)
+def test_a_later_setting_does_not_count_at_its_default(setting: str) -> None:
+    """Runs from before it was there keep their identity."""
+    assert setting not in counted(recipe())
 
 
 @pytest.mark.parametrize(("method", "weight"), [("lora", 1.0), ("full", 1.0), ("textual-inversion", 0.0)])
@@ -310,7 +313,7 @@ def test_nothing_is_left_open_and_every_choice_has_a_reason(tiny_sd: Path) -> No
         given = recipe(method=method, seed=3)
         filled, reasons = presets.fill(given, source, native_resolution(source), "cpu")
         left = {key for key, value in filled if value is None}
-        optional = {"model", "revision", "prior_images", "min_snr", "scenes"}
+        optional = {"model", "revision", "prior_images", "min_snr", "scenes", "ema"}
         assert left == optional | unused[method]
         changed = {key for key, value in filled if value != getattr(given, key)}
         assert changed == set(reasons)

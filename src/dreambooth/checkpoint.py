@@ -27,7 +27,12 @@ def save(folder: Path, step: int, weights: Mapping[str, Tensor], optimizer: torc
     tensors, rest = _flatten(optimizer.state_dict()["state"])
     scaler = _scaler(optimizer)
     arrays = {name: weight.detach().contiguous() for name, weight in weights.items()}
-    described = {"step": step, "optimizer": rest, "scaler": scaler.state_dict() if scaler else None}
+    described = {
+        "step": step,
+        "optimizer": rest,
+        "groups": [_settings(group) for group in optimizer.param_groups],
+        "scaler": scaler.state_dict() if scaler else None,
+    }
     with atomic_folder(path) as temporary:
         save_file(arrays, temporary / "weights.safetensors")
         save_file(tensors, temporary / "optimizer.safetensors")
@@ -82,6 +87,7 @@ class _State:
     step: int
     weights: dict[str, Tensor]
     optimizer: dict[int, dict[str, Any]]
+    groups: list[dict[str, Any]]
     scaler: dict[str, Any] | None
 
 
@@ -89,7 +95,8 @@ def _read(path: Path) -> _State:
     described = json.loads((path / "state.json").read_text(encoding="utf-8"))
     tensors = load_file(path / "optimizer.safetensors")
     optimizer = _unflatten(tensors, described["optimizer"])
-    return _State(described["step"], load_file(path / "weights.safetensors"), optimizer, described["scaler"])
+    weights = load_file(path / "weights.safetensors")
+    return _State(described["step"], weights, optimizer, described.get("groups", []), described["scaler"])
 
 
 def _apply(state: _State, weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
@@ -97,6 +104,8 @@ def _apply(state: _State, weights: Mapping[str, Tensor], optimizer: torch.optim.
         for name, weight in weights.items():
             weight.copy_(state.weights[name])
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state.optimizer})
+    for group, settings in zip(optimizer.param_groups, state.groups, strict=False):
+        group.update(settings)
     scaler = _scaler(optimizer)
     if scaler and state.scaler:
         scaler.load_state_dict(state.scaler)
@@ -105,6 +114,11 @@ def _apply(state: _State, weights: Mapping[str, Tensor], optimizer: torch.optim.
 def _scaler(optimizer: torch.optim.Optimizer) -> torch.amp.GradScaler | None:
     """Return the loss scaler that accelerate's optimiser holds in fp16."""
     return getattr(optimizer, "scaler", None)
+
+
+def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what some optimisers count in their groups beside the weights: Prodigy's rate, a schedule-free step."""
+    return {name: value for name, value in group.items() if isinstance(value, int | float | str)}
 
 
 def _step(path: Path) -> int:

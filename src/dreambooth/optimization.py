@@ -8,20 +8,30 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from dreambooth import checkpoint, interruption, loop, methods, prompts
+from dreambooth import checkpoint, interruption, loop, methods, optimizers, prompts
+from dreambooth.averaging import Average
 from dreambooth.batches import Item, Plan
 from dreambooth.cache import Memo, Row, encode_photo, encode_prompt
 from dreambooth.errors import UserError
 from dreambooth.job import Job
-from dreambooth.methods import Group
 from dreambooth.photos import Photo
 from dreambooth.planning import caption
 from dreambooth.progress import Step
-from dreambooth.recipe import Recipe
 
 
 def optimise(job: Job, class_images: Sequence[Sequence[Photo]]) -> None:
     """Train, from the last checkpoint where there is one."""
+    state, weights = prepare(job, class_images)
+    with job.timed("training"):
+        _run_loop(job, state, weights)
+
+
+def prepare(job: Job, class_images: Sequence[Sequence[Photo]]) -> tuple[loop.Loop, dict[str, Tensor]]:
+    """Make everything ready for the first step: what is trained, its optimiser, all that can be encoded encoded.
+
+    Returns:
+        The loop, and the trained weights by name.
+    """
     subject_items, prior_items = _items(job, class_images)
     groups = job.method.attach(job.pipe, job.family, job.recipe)
     latents, texts = _caches(job, [*subject_items, *prior_items])
@@ -33,15 +43,13 @@ def optimise(job: Job, class_images: Sequence[Sequence[Photo]]) -> None:
         for module in (job.family.denoiser(job.pipe), *components.values()):
             _checkpoint_gradients(module)
     trainee = loop.Trainee(job.pipe, job.family, components, texts)
-    optimizer = _optimizer(groups, recipe)
-    weights = {f"{g.component}.{name}": weight for g in groups for name, weight in g.parameters.items()}
+    optimizer = optimizers.build(groups, recipe)
+    weights: dict[str, Tensor] = {f"{g.component}.{name}": w for g in groups for name, w in g.parameters.items()}
     prepared, prepared_optimizer = job.accelerator.prepare(trainee, optimizer)
     assert recipe.prior_weight is not None, "presets.fill leaves no weight open"
     plan = Plan(recipe.seed, subject_items, prior_items, recipe.batch_size, recipe.prior_weight)
     process = job.family.process(job.pipe)
-    state = loop.Loop(prepared, prepared_optimizer, job.accelerator, process, plan, latents, recipe)
-    with job.timed("training"):
-        _run_loop(job, state, weights)
+    return loop.Loop(prepared, prepared_optimizer, job.accelerator, process, plan, latents, recipe), weights
 
 
 def _items(job: Job, class_images: Sequence[Sequence[Photo]]) -> tuple[list[Item], list[Item]]:
@@ -90,11 +98,6 @@ def _free(job: Job) -> None:
             setattr(job.pipe, name, None)
 
 
-def _optimizer(groups: Sequence[Group], recipe: Recipe) -> torch.optim.Optimizer:
-    settings = [{"params": list(g.parameters.values()), "lr": g.rate, "peak": g.rate} for g in groups]
-    return torch.optim.AdamW(settings, betas=(recipe.beta1, recipe.beta2), weight_decay=recipe.weight_decay)
-
-
 def _checkpoint_gradients(module: nn.Module) -> None:
     name = "enable_gradient_checkpointing"  # as diffusers calls it
     getattr(module, name if hasattr(module, name) else "gradient_checkpointing_enable")()
@@ -105,7 +108,9 @@ def _run_loop(job: Job, state: loop.Loop, weights: Mapping[str, Tensor]) -> None
     run, recipe, optimizer = job.run, job.recipe, state.optimizer
     assert recipe.steps is not None
     assert recipe.save_every is not None
-    start = checkpoint.resume(run.checkpoints, weights, optimizer, job.warn)
+    average = Average(weights, recipe.ema) if recipe.ema else None
+    kept = {**weights, **(average.tensors if average else {})}
+    start = checkpoint.resume(run.checkpoints, kept, optimizer, job.warn)
     if start > recipe.steps:
         raise UserError(f"{run.path} has been trained for {start} steps already: give --steps {start} or more")
     if job.is_main:
@@ -116,6 +121,8 @@ def _run_loop(job: Job, state: loop.Loop, weights: Mapping[str, Tensor]) -> None
     with interruption.noted() as asked:
         for entry in loop.steps(state, start):
             pending.append(entry)
+            if average:
+                average.update(entry.step)
             due = entry.step == recipe.steps or entry.step % recipe.save_every == 0
             reading = due or entry.step % recipe.log_every == 0
             stop = _stop(job, asked, reading)
@@ -123,9 +130,12 @@ def _run_loop(job: Job, state: loop.Loop, weights: Mapping[str, Tensor]) -> None
                 _record(job, loop.read(pending, began, state))
                 pending, began = [], time.perf_counter()
             if job.is_main and (stop or due):
-                checkpoint.save(run.checkpoints, entry.step, weights, optimizer, recipe.keep)
+                checkpoint.save(run.checkpoints, entry.step, kept, optimizer, recipe.keep)
             if stop:
                 raise KeyboardInterrupt(f"stopped after step {entry.step}")
+    optimizers.mode(optimizer, training=False)
+    if average:
+        average.put()
 
 
 def _record(job: Job, read: Sequence[Step]) -> None:

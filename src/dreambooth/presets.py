@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from dreambooth import optimizers
 from dreambooth.errors import UserError
 from dreambooth.models import Source
 from dreambooth.recipe import Recipe
@@ -160,10 +161,14 @@ def fill(recipe: Recipe, source: Source, resolution: int, accelerator: str) -> t
     reasons: dict[str, str] = {}
 
     def derive(name: str, value: Any, reason: str) -> None:
-        if getattr(recipe, name) is None:
+        if getattr(recipe, name) is None and name not in values:
             values[name] = value
             reasons[name] = reason
 
+    own_rate = optimizers.KINDS[recipe.optimizer].rate
+    if own_rate is not None:
+        for name in ("learning_rate", "text_encoder_learning_rate"):
+            derive(name, own_rate, optimizers.KINDS[recipe.optimizer].source)
     for preset in (_training(chosen, recipe.method), SAMPLING[chosen]):
         for name, value in preset.values.items():
             derive(name, value, preset.source)
@@ -197,6 +202,7 @@ def _precision(accelerator: str) -> tuple[str, str]:
 
 
 def _refuse(recipe: Recipe, chosen: str, accelerator: str) -> None:
+    optimizers.require(recipe, accelerator)
     floor = LORA_RATE_FLOOR[chosen]
     rate = recipe.learning_rate or 0
     if recipe.method == "lora" and rate < floor and "learning-rate" not in recipe.allow:

@@ -19,6 +19,9 @@ Refusal = Literal["identifier", "learning-rate"]
 """Names of the refusals that `--allow` overrides."""
 
 
+LATER = ("label", "optimizer", "ema")
+"""Settings that came after the first runs were made."""
+
 SHAPES = {
     "tuple_type": "give a list",
     "too_short": "give at least one",
@@ -89,9 +92,13 @@ class Settings(BaseModel):
     crops: int = Field(0, ge=0, description="Random crops of each photo beside the centre crop.")
     flip: bool = Field(False, description="Also learn each photo mirrored.")
     background_weight: float = Field(0.1, ge=0, le=1, description="Weight of the background in photos with a mask.")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay.")
-    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW decay of the first moment.")
-    beta2: float = Field(0.999, ge=0, lt=1, description="AdamW decay of the second moment.")
+    optimizer: Literal["adamw", "adamw-8bit", "adafactor", "muon", "prodigy", "schedule-free"] = Field(
+        "adamw", description="Optimiser; prodigy finds the rate itself."
+    )
+    weight_decay: float = Field(0.01, ge=0, description="Weight decay.")
+    beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
+    beta2: float = Field(0.999, ge=0, lt=1, description="Decay of the second moment.")
+    ema: float | None = Field(None, gt=0, lt=1, description="Ship an average of the weights with this decay a step.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
     precision: Literal["fp32", "bf16", "fp16"] | None = Field(
         None, description="Arithmetic of the forward pass; trained weights stay fp32."
@@ -190,11 +197,11 @@ def first_problem(error: ValidationError) -> str:
 def counted(recipe: Recipe) -> dict[str, Any]:
     """Return the settings that a run's identity counts: no paths, no logging, no steps on a constant schedule.
 
-    The label counts where it is not the default: runs from before it could be set keep their identity.
+    Settings of `LATER` count where they are not the default: runs from before they were there keep their identity.
     """
     aside = {name for name, field in Recipe.model_fields.items() if _is_aside(field.json_schema_extra)}
     aside |= {"subjects", "prior_images"} | ({"steps"} if recipe.schedule == "constant" else set())
-    aside |= {"label"} if recipe.label == LABEL else set()
+    aside |= {name for name in LATER if getattr(recipe, name) == Recipe.model_fields[name].default}
     subjects = [subject.model_dump(mode="json", exclude={"photos"}) for subject in recipe.subjects]
     return {"subjects": subjects, **recipe.model_dump(mode="json", exclude=aside)}
 

@@ -1,0 +1,121 @@
+"""Optimisers by name. Each comes from a package that keeps it well; what it needs is said before any work starts."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from dreambooth.errors import UserError
+from dreambooth.recipe import Recipe
+
+if TYPE_CHECKING:
+    import torch
+
+    from dreambooth.methods import Group
+
+
+@dataclass(frozen=True)
+class Kind:
+    """An optimiser.
+
+    Attributes:
+        module: Where its class lives.
+        cls: Name of the class.
+        extra: The package's extra that installs it; None where nothing beside torch is needed.
+        rate: Its own peak rate; None where AdamW's suits it.
+        betas: Whether it takes both of the recipe's moments' decays.
+        options: What else it is called with.
+        source: Where the settings come from.
+    """
+
+    module: str
+    cls: str
+    extra: str | None = None
+    rate: float | None = None
+    betas: bool = True
+    options: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
+
+
+KINDS = {
+    "adamw": Kind("torch.optim", "AdamW", options={"fused": True}),
+    "adamw-8bit": Kind("bitsandbytes.optim", "AdamW8bit", "8bit", source="Dettmers et al. 2021, arXiv:2110.02861"),
+    "adafactor": Kind(
+        "transformers.optimization",
+        "Adafactor",
+        betas=False,
+        options={"scale_parameter": False, "relative_step": False},
+        source="Shazeer and Stern 2018, arXiv:1804.04235, with AdamW's rate in place of its own",
+    ),
+    "muon": Kind(
+        "torch.optim",
+        "Muon",
+        betas=False,
+        options={"adjust_lr_fn": "match_rms_adamw"},
+        source="Jordan 2024; Liu et al. 2025, arXiv:2502.16982: steps as large as AdamW's, so that its rate suits",
+    ),
+    "prodigy": Kind(
+        "prodigyopt",
+        "Prodigy",
+        "optimizers",
+        rate=1.0,
+        options={"use_bias_correction": True, "safeguard_warmup": True},
+        source="Mishchenko and Defazio 2023, arXiv:2306.06101: it finds the rate, 1 is its scale",
+    ),
+    "schedule-free": Kind(
+        "schedulefree", "AdamWScheduleFree", "optimizers", source="Defazio et al. 2024, arXiv:2405.15682"
+    ),
+}
+"""Name in a recipe -> the optimiser."""
+
+
+def require(recipe: Recipe, accelerator: str) -> None:
+    """Refuse an optimiser that cannot work.
+
+    Args:
+        recipe: A resolved recipe.
+        accelerator: Device type.
+
+    Raises:
+        UserError: It is not installed, or does not go with the device or with other settings.
+    """
+    name = recipe.optimizer
+    _class(name)
+    if name == "adamw-8bit" and accelerator != "cuda":
+        raise UserError(f"--optimizer adamw-8bit needs an NVIDIA GPU, not {accelerator}: use adamw")
+    if name == "muon" and not (recipe.method == "lora" and recipe.targets == "attention"):
+        raise UserError("--optimizer muon trains matrices alone: use it with --method lora --targets attention")
+    if name == "schedule-free" and (recipe.schedule != "constant" or recipe.warmup):
+        raise UserError("--optimizer schedule-free takes the place of a schedule: leave out --schedule and --warmup")
+
+
+def build(groups: Sequence[Group], recipe: Recipe) -> torch.optim.Optimizer:
+    """Return the recipe's optimiser of groups of weights, each with its peak rate as `peak`."""
+    kind = KINDS[recipe.optimizer]
+    settings = [{"params": list(g.parameters.values()), "lr": g.rate, "peak": g.rate} for g in groups]
+    options = dict(kind.options)
+    if kind.betas:
+        options["betas"] = (recipe.beta1, recipe.beta2)
+    made: torch.optim.Optimizer = _class(recipe.optimizer)(settings, weight_decay=recipe.weight_decay, **options)
+    mode(made, training=True)
+    return made
+
+
+def mode(optimizer: torch.optim.Optimizer, training: bool) -> None:
+    """Bring the weights to where they are trained, or to where they are used: a schedule-free optimiser has both."""
+    switch = getattr(optimizer, "train" if training else "eval", None)
+    if switch is not None:
+        switch()
+
+
+def _class(name: str) -> Any:
+    kind = KINDS[name]
+    try:
+        return getattr(importlib.import_module(kind.module), kind.cls)
+    except ImportError:
+        mend = f"pip install 'dreambooth[{kind.extra}]', or use adamw"
+        raise UserError(f"--optimizer {name} needs {kind.module.partition('.')[0]}: {mend}") from None
+    except AttributeError:
+        raise UserError(f"--optimizer {name} needs a newer {kind.module.partition('.')[0]}: use adamw") from None

@@ -1,0 +1,136 @@
+"""Every optimiser trains, goes on from a checkpoint bit for bit, and is refused where it cannot work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from dreambooth import checkpoint, optimizers
+from dreambooth.averaging import PREFIX, Average
+from dreambooth.errors import UserError
+from dreambooth.methods import Group
+from dreambooth.run import Run
+from tests import calls
+from tests.commands import make_photos
+from tests.test_loop import recipe_for
+
+NAMES = [name for name in optimizers.KINDS if name != "adamw-8bit"]
+
+
+class Fit:
+    """Two matrices to fit to a product, by the recipe's optimiser."""
+
+    def __init__(self, name: str, rate: float) -> None:
+        recipe = recipe_for(Path("model"), optimizer=name, weight_decay=0.0)
+        draw = torch.Generator().manual_seed(0)
+        self.weights = {name: nn.Parameter(torch.randn(6, 4, generator=draw)) for name in ("one", "two")}
+        self.target = torch.randn(6, 6, generator=draw)
+        self.optimizer = optimizers.build([Group("unet", dict(self.weights), rate)], recipe)
+
+    def steps(self, count: int) -> list[float]:
+        return [self.step() for _ in range(count)]
+
+    def step(self) -> float:
+        loss = (self.weights["one"] @ self.weights["two"].T - self.target).square().mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.item()
+
+
+def make(name: str) -> Fit:
+    return Fit(name, optimizers.KINDS[name].rate or 3e-2)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_minimises(name: str) -> None:
+    fit = make(name)
+    losses = fit.steps(150)
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_checkpoint_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
+    straight, first, second = make(name), make(name), make(name)
+    expected = straight.steps(12)
+    assert first.steps(5) == expected[:5]
+    checkpoint.save(tmp_path, 5, first.weights, first.optimizer, keep=1)
+    assert checkpoint.resume(tmp_path, second.weights, second.optimizer, pytest.fail) == 5
+    assert second.steps(7) == expected[5:]
+
+
+def test_fused_adamw_is_adamw() -> None:
+    fit, plain = make("adamw"), make("adamw")
+    plain.optimizer = torch.optim.AdamW(plain.weights.values(), lr=3e-2, weight_decay=0.0, fused=False)
+    assert fit.steps(30) == pytest.approx(plain.steps(30), rel=1e-5)
+
+
+def test_a_schedule_free_optimiser_ships_its_average() -> None:
+    fit = make("schedule-free")
+    fit.steps(40)
+    trained = {name: weight.detach().clone() for name, weight in fit.weights.items()}
+    optimizers.mode(fit.optimizer, training=False)
+    assert not torch.equal(trained["one"], fit.weights["one"])
+    optimizers.mode(fit.optimizer, training=True)
+    assert torch.allclose(trained["one"], fit.weights["one"], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("values", "accelerator", "message"),
+    [
+        ({"optimizer": "adamw-8bit"}, "cpu", "needs"),
+        ({"optimizer": "muon", "targets": "wide"}, "cuda", "trains matrices alone"),
+        ({"optimizer": "muon", "method": "full"}, "cuda", "trains matrices alone"),
+        ({"optimizer": "schedule-free", "schedule": "cosine"}, "cuda", "takes the place of a schedule"),
+        ({"optimizer": "schedule-free", "warmup": 10}, "cuda", "takes the place of a schedule"),
+    ],
+)
+def test_refusals(values: dict[str, object], accelerator: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        optimizers.require(recipe_for(Path("model"), **values), accelerator)
+
+
+def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(optimizers.importlib, "import_module", missing)
+    with pytest.raises(UserError, match=r"needs prodigyopt: pip install 'dreambooth\[optimizers\]', or use adamw"):
+        optimizers.require(recipe_for(Path("model"), optimizer="prodigy"), "cpu")
+
+
+def test_the_average_is_the_recursion_written_out() -> None:
+    weight = torch.zeros(3)
+    average, expected = Average({"w": weight}, 0.5), torch.zeros(3)
+    for step in range(1, 30):
+        weight += torch.tensor([1.0, -2.0, 0.5]) * step
+        average.update(step)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * weight
+    assert torch.allclose(average.tensors[f"{PREFIX}w"], expected)
+    average.put()
+    assert torch.allclose(weight, expected)
+
+
+def test_a_run_ships_the_average_and_trains_on_without_it(tiny_sd: Path, tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "photos")
+    done = calls.train(photos, tiny_sd, out=tmp_path / "run", ema=0.9, save_every=1)
+    assert done.status == 0, done
+    run = Run.open(tmp_path / "run")
+    kept = load_file(checkpoint.states(run.checkpoints)[-1] / "weights.safetensors")
+    shipped = load_file(run.adapter / "pytorch_lora_weights.safetensors")
+
+    def norms(prefix: str) -> list[float]:
+        return sorted(round(float(_norm(kept[name])), 5) for name in kept if name.startswith(prefix))
+
+    told = sorted(round(float(_norm(weight)), 5) for weight in shipped.values())
+    assert told == norms(PREFIX)
+    assert told != norms("unet")
+
+
+def _norm(weight: Tensor) -> Tensor:
+    return weight.float().norm()
