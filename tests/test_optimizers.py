@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 from dreambooth import checkpoint, optimizers
 from dreambooth.averaging import PREFIX, Average
-from dreambooth.errors import UserError
+from dreambooth.errors import RunError, UserError
 from dreambooth.methods import Group
 from dreambooth.run import Run
 from tests import calls
@@ -61,6 +63,41 @@ def test_a_checkpoint_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
     checkpoint.save(tmp_path, 5, first.weights, first.optimizer, keep=1)
     assert checkpoint.resume(tmp_path, second.weights, second.optimizer, pytest.fail) == 5
     assert second.steps(7) == expected[5:]
+
+
+def test_a_state_is_written_as_it_was_when_it_was_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the disk takes: the training has gone on meanwhile."""
+    fit, write, may_write = make("adamw"), checkpoint._write, threading.Event()
+
+    def slow(*given: Any) -> Path:
+        assert may_write.wait(10)
+        return write(*given)
+
+    monkeypatch.setattr(checkpoint, "_write", slow)
+    with checkpoint.Writer(tmp_path, 2, background=True) as writer:
+        fit.steps(3)
+        writer.save(3, fit.weights, fit.optimizer)
+        expected = fit.steps(4)
+        assert not checkpoint.states(tmp_path)
+        may_write.set()
+    again = make("adamw")
+    assert checkpoint.resume(tmp_path, again.weights, again.optimizer, pytest.fail) == 3
+    assert again.steps(4) == expected
+
+
+def test_what_went_wrong_while_writing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: Any) -> Path:
+        raise RunError("the disk is full")
+
+    fit = make("adamw")
+    monkeypatch.setattr(checkpoint, "_write", full)
+    writer = checkpoint.Writer(tmp_path, 2, background=True)
+    writer.save(1, fit.weights, fit.optimizer)
+    with pytest.raises(RunError, match="full"):
+        writer.save(2, fit.weights, fit.optimizer)
+    writer.save(3, fit.weights, fit.optimizer)
+    with pytest.raises(RunError, match="full"):
+        writer.__exit__(None, None, None)
 
 
 def test_fused_adamw_is_adamw() -> None:

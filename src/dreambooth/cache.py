@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+import tempfile
+from collections.abc import Callable, Hashable, Iterable, Iterator, MutableMapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
+import psutil
 import torch
 import torch.nn.functional as F
 from diffusers import DiffusionPipeline
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dreambooth import photos
@@ -35,12 +39,15 @@ class Memo(Generic[Key, Value]):
     Args:
         make: Makes the value of one key. Made one at a time, a value cannot depend on its neighbours.
         keep: Whether to keep values.
+        values: Where to keep them. Default: in memory.
     """
 
-    def __init__(self, make: Callable[[Key], Value], keep: bool = True) -> None:
+    def __init__(
+        self, make: Callable[[Key], Value], keep: bool = True, values: MutableMapping[Key, Value] | None = None
+    ) -> None:
         self._make = make
         self._keep = keep
-        self._values: dict[Key, Value] = {}
+        self._values = {} if values is None else values
 
     def __getitem__(self, key: Key) -> Value:
         if key in self._values:
@@ -55,6 +62,42 @@ class Memo(Generic[Key, Value]):
         for key in keys:
             self[key]
             advance()
+
+
+class Shelf(MutableMapping[Key, dict[str, Tensor]]):
+    """Tensors by key, in memory up to a limit; later ones lie in files that are mapped into memory when they are read.
+
+    Args:
+        limit: Bytes to keep in memory. Default: a quarter of what is free now.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        self._free = psutil.virtual_memory().available // 4 if limit is None else limit
+        self._near: dict[Key, dict[str, Tensor]] = {}
+        self._far: dict[Key, Path] = {}
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def __getitem__(self, key: Key) -> dict[str, Tensor]:
+        return load_file(self._far[key]) if key in self._far else self._near[key]
+
+    def __setitem__(self, key: Key, value: dict[str, Tensor]) -> None:
+        self._free -= sum(tensor.nbytes for tensor in value.values())
+        if self._free >= 0:
+            self._near[key] = value
+            return
+        self._folder = self._folder or tempfile.TemporaryDirectory(prefix="dreambooth-cache-")
+        file = Path(self._folder.name) / f"{len(self._far)}.safetensors"
+        save_file({name: tensor.contiguous() for name, tensor in value.items()}, file)
+        self._far[key] = file
+
+    def __delitem__(self, key: Key) -> None:
+        del (self._far if key in self._far else self._near)[key]
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter([*self._near, *self._far])
+
+    def __len__(self) -> int:
+        return len(self._near) + len(self._far)
 
 
 @torch.no_grad()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
@@ -23,26 +24,51 @@ def save(folder: Path, step: int, weights: Mapping[str, Tensor], optimizer: torc
     Raises:
         RunError: The disk is full. Earlier states are untouched.
     """
-    path = folder / f"{step:06d}"
-    tensors, rest = _flatten(optimizer.state_dict()["state"])
-    scaler = _scaler(optimizer)
-    arrays = {name: weight.detach().contiguous() for name, weight in weights.items()}
-    described = {
-        "step": step,
-        "optimizer": rest,
-        "groups": [_settings(group) for group in optimizer.param_groups],
-        "scaler": scaler.state_dict() if scaler else None,
-    }
-    with atomic_folder(path) as temporary:
-        save_file(arrays, temporary / "weights.safetensors")
-        save_file(tensors, temporary / "optimizer.safetensors")
-        write_json(temporary / "state.json", described)
-    # A state of a later step is a damaged one, which this run went back behind.
-    kept = [state for state in states(folder) if _step(state) <= step][-keep:]
-    for state in states(folder):
-        if state not in kept:
-            remove_folder(state)
-    return path
+    return _write(folder, _take(step, weights, optimizer), keep)
+
+
+class Writer:
+    """Saves states while the training goes on, from copies in host memory; one is written before the next is taken.
+
+    On the CPU there is nothing to gain: the copy and the writing take the cores that train.
+
+    Args:
+        folder: The states.
+        keep: How many to keep.
+        background: Whether to write in a thread of its own.
+    """
+
+    def __init__(self, folder: Path, keep: int, background: bool) -> None:
+        self._folder = folder
+        self._keep = keep
+        self._pool = ThreadPoolExecutor(1) if background else None
+        self._pending: Future[Path] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if self._pool:
+            self._pool.shutdown(wait=True)
+        self._wait()
+
+    def save(self, step: int, weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+        """Take the state after `step` steps as it is now, and write it.
+
+        Raises:
+            RunError: The disk is full: now, or when the state before was written.
+        """
+        self._wait()
+        if self._pool is None:
+            save(self._folder, step, weights, optimizer, self._keep)
+        else:
+            taken = _take(step, weights, optimizer).copied()
+            self._pending = self._pool.submit(_write, self._folder, taken, self._keep)
+
+    def _wait(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending:
+            pending.result()
 
 
 def states(folder: Path) -> list[Path]:
@@ -89,6 +115,46 @@ class _State:
     optimizer: dict[int, dict[str, Any]]
     groups: list[dict[str, Any]]
     scaler: dict[str, Any] | None
+
+    def copied(self) -> _State:
+        """Return the same state in host memory of its own."""
+        optimizer = {
+            index: {name: _copied(value) if isinstance(value, Tensor) else value for name, value in entries.items()}
+            for index, entries in self.optimizer.items()
+        }
+        weights = {name: _copied(weight) for name, weight in self.weights.items()}
+        return replace(self, weights=weights, optimizer=optimizer)
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)
+
+
+def _take(step: int, weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> _State:
+    scaler = _scaler(optimizer)
+    return _State(
+        step,
+        {name: weight.detach().contiguous() for name, weight in weights.items()},
+        optimizer.state_dict()["state"],
+        [_settings(group) for group in optimizer.param_groups],
+        scaler.state_dict() if scaler else None,
+    )
+
+
+def _write(folder: Path, state: _State, keep: int) -> Path:
+    path = folder / f"{state.step:06d}"
+    tensors, rest = _flatten(state.optimizer)
+    described = {"step": state.step, "optimizer": rest, "groups": state.groups, "scaler": state.scaler}
+    with atomic_folder(path) as temporary:
+        save_file(state.weights, temporary / "weights.safetensors")
+        save_file(tensors, temporary / "optimizer.safetensors")
+        write_json(temporary / "state.json", described)
+    # A state of a later step is a damaged one, which this run went back behind.
+    kept = [there for there in states(folder) if _step(there) <= state.step][-keep:]
+    for there in states(folder):
+        if there not in kept:
+            remove_folder(there)
+    return path
 
 
 def _read(path: Path) -> _State:

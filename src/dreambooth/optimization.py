@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dreambooth import checkpoint, interruption, loop, methods, optimizers, prompts
 from dreambooth.averaging import Average
 from dreambooth.batches import Item, Plan
-from dreambooth.cache import Memo, Row, encode_photo, encode_prompt
+from dreambooth.cache import Memo, Row, Shelf, encode_photo, encode_prompt
 from dreambooth.errors import UserError
 from dreambooth.job import Job
 from dreambooth.photos import Photo
@@ -74,11 +74,11 @@ def _caches(
     assert recipe.resolution is not None
     side = recipe.resolution
     latents: Memo[Row, dict[str, Tensor]] = Memo(
-        lambda row: encode_photo(job.pipe, job.family, row, side, recipe.seed), recipe.cache
+        lambda row: encode_photo(job.pipe, job.family, row, side, recipe.seed), recipe.cache, Shelf()
     )
     texts: Memo[str, dict[str, Tensor]] | None = None
     if not methods.trains_text_encoders(recipe):
-        texts = Memo(lambda prompt: encode_prompt(job.pipe, job.family, prompt), recipe.cache)
+        texts = Memo(lambda prompt: encode_prompt(job.pipe, job.family, prompt), recipe.cache, Shelf())
     if recipe.cache:
         rows = [row for item in items for row in item.rows]
         with job.timed("caching"):
@@ -94,7 +94,7 @@ def _free(job: Job) -> None:
     """Drop the parts that everything has been encoded with."""
     job.pipe.vae = None
     if not methods.trains_text_encoders(job.recipe):
-        for name in job.family.text_encoders(job.pipe):
+        for name in [name for name in job.pipe.components if name.startswith("text_encoder")]:
             setattr(job.pipe, name, None)
 
 
@@ -118,7 +118,8 @@ def _run_loop(job: Job, state: loop.Loop, weights: Mapping[str, Tensor]) -> None
     job.reporter.stage("training", recipe.steps, start)
     pending: list[loop.Pending] = []
     began = time.perf_counter()
-    with interruption.noted() as asked:
+    behind = job.accelerator.device.type != "cpu"
+    with checkpoint.Writer(run.checkpoints, recipe.keep, behind) as writer, interruption.noted() as asked:
         for entry in loop.steps(state, start):
             pending.append(entry)
             if average:
@@ -130,7 +131,7 @@ def _run_loop(job: Job, state: loop.Loop, weights: Mapping[str, Tensor]) -> None
                 _record(job, loop.read(pending, began, state))
                 pending, began = [], time.perf_counter()
             if job.is_main and (stop or due):
-                checkpoint.save(run.checkpoints, entry.step, kept, optimizer, recipe.keep)
+                writer.save(entry.step, kept, optimizer)
             if stop:
                 raise KeyboardInterrupt(f"stopped after step {entry.step}")
     optimizers.mode(optimizer, training=False)
