@@ -33,11 +33,11 @@ from tests.pictures import picture
 COMMON = {"--help", "--version", "-h"}
 SETTINGS = (
     "--accumulation --allow --alpha --background-weight --batch-size --beta1 --beta2 --cache --crops --ema --flip "
-    "--gradient-checkpointing --guidance --inference-steps --keep --label --learning-rate --log-every --max-grad-norm "
-    "--method --min-snr --model --no-cache --no-flip --no-gradient-checkpointing --no-train-text-encoder --optimizer "
-    "--precision --prior-count --prior-guidance --prior-images --prior-steps --prior-weight --rank --resolution "
-    "--revision --sampler --samples --save-every --scenes --schedule --seed --steps --targets "
-    "--text-encoder-learning-rate --train-text-encoder --warmup --weight-decay"
+    "--gradient-checkpointing --guidance --inference-steps --keep --label --learning-rate --log-every "
+    "--max-grad-norm --method --min-snr --model --no-cache --no-flip --no-gradient-checkpointing --no-select "
+    "--no-train-text-encoder --optimizer --precision --prior-count --prior-guidance --prior-images --prior-steps "
+    "--prior-weight --rank --resolution --revision --sampler --samples --save-every --scenes --schedule --seed "
+    "--select --steps --targets --text-encoder-learning-rate --train-text-encoder --warmup --weight-decay"
 )
 """The flags of a recipe."""
 

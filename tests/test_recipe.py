@@ -42,6 +42,7 @@ COUNTED = {
     "background_weight": 0.5,
     "optimizer": "prodigy",
     "ema": 0.9,
+    "select": True,
     "weight_decay": 0.1,
     "beta1": 0.8,
     "beta2": 0.99,

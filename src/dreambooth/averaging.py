@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -33,8 +34,18 @@ class Average:
         decay = min(self._decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(self.tensors.values()), self._weights, 1 - decay)
 
-    @torch.no_grad()
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Have the average in the weights' place."""
+        own = [weight.detach().clone() for weight in self._weights]
+        self.put()
+        yield
+        self._copy(own)
+
     def put(self) -> None:
-        """Put the average in the weights' place."""
-        for weight, average in zip(self._weights, self.tensors.values(), strict=True):
-            weight.copy_(average)
+        """Put the average in the weights' place for good."""
+        self._copy(list(self.tensors.values()))
+
+    @torch.no_grad()
+    def _copy(self, values: list[Tensor]) -> None:
+        torch._foreach_copy_(self._weights, values)

@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from dreambooth import checkpoint, interruption, loop, methods, optimizers, prompts
+from dreambooth import checkpoint, interruption, looks, loop, methods, optimizers, prompts
 from dreambooth.averaging import Average
 from dreambooth.batches import Item, Plan
 from dreambooth.cache import Memo, Row, Shelf, encode_photo, encode_prompt
 from dreambooth.errors import UserError
 from dreambooth.job import Job
+from dreambooth.looks import Watch
 from dreambooth.photos import Photo
 from dreambooth.planning import caption
 from dreambooth.progress import Step
+from dreambooth.recipe import Recipe
 
 
-def optimise(job: Job, class_images: Sequence[Sequence[Photo]]) -> None:
-    """Train, from the last checkpoint where there is one."""
+def optimise(job: Job, class_images: Sequence[Sequence[Photo]], watch: Watch | None = None) -> None:
+    """Train, from the last checkpoint where there is one.
+
+    Args:
+        job: The run.
+        class_images: Each subject's.
+        watch: Looks at the run while it trains, in the main process; None where the recipe does not select.
+    """
     state, weights = prepare(job, class_images)
+    average = Average(weights, job.recipe.ema) if job.recipe.ema else None
     with job.timed("training"):
-        _run_loop(job, state, weights)
+        _run_loop(job, state, _Trained(weights, state.optimizer, average, watch))
 
 
 def prepare(job: Job, class_images: Sequence[Sequence[Photo]]) -> tuple[loop.Loop, dict[str, Tensor]]:
@@ -91,7 +102,10 @@ def _caches(
 
 
 def _free(job: Job) -> None:
-    """Drop the parts that everything has been encoded with."""
+    """Drop the parts that everything has been encoded with; where pictures are still drawn, off the accelerator."""
+    if job.recipe.select:
+        looks.park(job)
+        return
     job.pipe.vae = None
     if not methods.trains_text_encoders(job.recipe):
         for name in [name for name in job.pipe.components if name.startswith("text_encoder")]:
@@ -103,40 +117,126 @@ def _checkpoint_gradients(module: nn.Module) -> None:
     getattr(module, name if hasattr(module, name) else "gradient_checkpointing_enable")()
 
 
-def _run_loop(job: Job, state: loop.Loop, weights: Mapping[str, Tensor]) -> None:
-    """Consume the loop: read the losses every few steps, save every few more, stop at an interruption."""
-    run, recipe, optimizer = job.run, job.recipe, state.optimizer
-    assert recipe.steps is not None
-    assert recipe.save_every is not None
-    average = Average(weights, recipe.ema) if recipe.ema else None
-    kept = {**weights, **(average.tensors if average else {})}
-    start = checkpoint.resume(run.checkpoints, kept, optimizer, job.warn)
-    if start > recipe.steps:
-        raise UserError(f"{run.path} has been trained for {start} steps already: give --steps {start} or more")
-    if job.is_main:
-        run.cut_steps(start)
-    job.reporter.stage("training", recipe.steps, start)
+@dataclass
+class _Trained:
+    """What the steps change, and what watches it.
+
+    Attributes:
+        weights: By name.
+        optimizer: Theirs.
+        average: Of the weights, where the recipe asks for one.
+        watch: Looks at the run, in the main process of one that selects.
+    """
+
+    weights: dict[str, Tensor]
+    optimizer: torch.optim.Optimizer
+    average: Average | None
+    watch: Watch | None
+
+    @property
+    def kept(self) -> dict[str, Tensor]:
+        """What a checkpoint holds."""
+        return {**self.weights, **(self.average.tensors if self.average else {})}
+
+    @contextmanager
+    def as_shipped(self) -> Iterator[None]:
+        """Have the weights as they would be shipped: averaged, where the recipe or its optimiser averages them."""
+        optimizers.mode(self.optimizer, training=False)
+        with self.average.in_place() if self.average else nullcontext():
+            yield
+        optimizers.mode(self.optimizer, training=True)
+
+    def put(self) -> None:
+        """Have them so for good."""
+        optimizers.mode(self.optimizer, training=False)
+        if self.average:
+            self.average.put()
+
+
+def _run_loop(job: Job, state: loop.Loop, trained: _Trained) -> None:
+    """Consume the loop: read the losses every few steps, look and save every few more, stop at an interruption."""
+    run, recipe = job.run, job.recipe
+    start, is_over = _resume(job, trained)
+    job.reporter.stage("training", recipe.steps or 0, start)
     pending: list[loop.Pending] = []
     began = time.perf_counter()
     behind = job.accelerator.device.type != "cpu"
     with checkpoint.Writer(run.checkpoints, recipe.keep, behind) as writer, interruption.noted() as asked:
-        for entry in loop.steps(state, start):
+        for entry in [] if is_over else loop.steps(state, start):
             pending.append(entry)
-            if average:
-                average.update(entry.step)
-            due = entry.step == recipe.steps or entry.step % recipe.save_every == 0
-            reading = due or entry.step % recipe.log_every == 0
+            if trained.average:
+                trained.average.update(entry.step)
+            looking, due, reading = _duties(recipe, entry.step)
             stop = _stop(job, asked, reading)
             if stop or reading:
                 _record(job, loop.read(pending, began, state))
-                pending, began = [], time.perf_counter()
-            if job.is_main and (stop or due):
-                writer.save(entry.step, kept, optimizer)
+            is_over = looking and not stop and _look(job, trained, entry.step)
+            if job.is_main and (stop or due or is_over):
+                writer.save(entry.step, trained.kept, trained.optimizer)
             if stop:
                 raise KeyboardInterrupt(f"stopped after step {entry.step}")
-    optimizers.mode(optimizer, training=False)
-    if average:
-        average.put()
+            if reading:
+                pending, began = [], time.perf_counter()
+            if is_over:
+                break
+    if recipe.select:
+        _settle(job, trained)
+    else:
+        trained.put()
+
+
+def _duties(recipe: Recipe, step: int) -> tuple[bool, bool, bool]:
+    """Whether to look at pictures, to save a checkpoint, and to read the losses after a step."""
+    assert recipe.save_every is not None
+    looking = recipe.select and looks.is_due(recipe, step)
+    due = step == recipe.steps or step % recipe.save_every == 0
+    return looking, due, looking or due or step % recipe.log_every == 0
+
+
+def _resume(job: Job, trained: _Trained) -> tuple[int, bool]:
+    """Go back to the last checkpoint; return the steps done, and whether it had been seen there that it is over."""
+    run, steps, watch = job.run, job.recipe.steps, trained.watch
+    assert steps is not None
+    start = checkpoint.resume(run.checkpoints, trained.kept, trained.optimizer, job.warn)
+    if start > steps:
+        raise UserError(f"{run.path} has been trained for {start} steps already: give --steps {start} or more")
+    if job.is_main:
+        run.cut_steps(start)
+    if watch:
+        watch.resume(start)
+    return start, _any(job, bool(watch and watch.is_over))
+
+
+def _look(job: Job, trained: _Trained, step: int) -> bool:
+    """Look at the pictures of the main process; return whether nothing better can be expected."""
+    watch = trained.watch
+    if watch:
+        with trained.as_shipped():
+            looks.look(job, watch, step, trained.weights)
+    return _any(job, bool(watch and watch.is_over))
+
+
+def _settle(job: Job, trained: _Trained) -> None:
+    """Take the chosen weights, and write down why. The main process ships: the others need not."""
+    watch = trained.watch
+    if watch is None:
+        return
+    choice = watch.put(trained.weights)
+    last = watch.looks[-1].step
+    job.reporter.say(f"step {choice.look.step} of {last} chosen: {choice.reason}")
+    job.run.update(
+        selection={
+            "step": choice.look.step,
+            "trained": last,
+            "reason": choice.reason,
+            "admissible": choice.admissible,
+            "tied": choice.tied,
+            "seconds": round(watch.seconds, 1),
+            "chance": watch.chance,
+            "frozen": watch.frozen.as_json(),
+            "looks": [look.as_json() for look in watch.looks],
+        }
+    )
 
 
 def _record(job: Job, read: Sequence[Step]) -> None:
@@ -150,7 +250,12 @@ def _stop(job: Job, asked: list[bool], reading: bool) -> bool:
     """Whether to stop now. Several processes agree on it where they meet anyway: when losses are read."""
     if job.accelerator.num_processes == 1:
         return bool(asked)
-    if not reading:
-        return False
-    votes = job.accelerator.reduce(torch.tensor(float(bool(asked)), device=job.accelerator.device), reduction="sum")
+    return reading and _any(job, bool(asked))
+
+
+def _any(job: Job, holds: bool) -> bool:
+    """Whether it holds in any process. All must ask."""
+    if job.accelerator.num_processes == 1:
+        return holds
+    votes = job.accelerator.reduce(torch.tensor(float(holds), device=job.accelerator.device), reduction="sum")
     return bool(votes.item())

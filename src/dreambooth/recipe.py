@@ -19,7 +19,7 @@ Refusal = Literal["identifier", "learning-rate"]
 """Names of the refusals that `--allow` overrides."""
 
 
-LATER = ("label", "optimizer", "ema")
+LATER = ("label", "optimizer", "ema", "select")
 """Settings that came after the first runs were made."""
 
 SHAPES = {
@@ -99,6 +99,9 @@ class Settings(BaseModel):
     beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
     beta2: float = Field(0.999, ge=0, lt=1, description="Decay of the second moment.")
     ema: float | None = Field(None, gt=0, lt=1, description="Ship an average of the weights with this decay a step.")
+    select: bool = Field(
+        False, description="Look at pictures while training; ship the best, stop when none gets better."
+    )
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
     precision: Literal["fp32", "bf16", "fp16"] | None = Field(
         None, description="Arithmetic of the forward pass; trained weights stay fp32."

@@ -10,9 +10,10 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from dreambooth import environment, families, methods, photos, presets, prior, samples
+from dreambooth import environment, families, looks, methods, photos, presets, prior, samples
 from dreambooth.files import atomic_folder
 from dreambooth.job import Job
+from dreambooth.looks import Watch
 from dreambooth.models import choose_for_device, native_resolution, resolve
 from dreambooth.optimization import optimise
 from dreambooth.photos import Photo
@@ -51,7 +52,8 @@ def train(recipe: Recipe, out: str | Path | None = None, reporter: Reporter | No
         _describe(job)
         class_images = _class_images(job)
         _before(job)
-        optimise(job, class_images)
+        watch = _watch(job)
+        optimise(job, class_images, watch)
         _ship(job)
         _finish(job)
     return run
@@ -195,6 +197,16 @@ def _before(job: Job) -> None:
         with job.timed("sampling"):
             samples.draw_before(job.run, job.pipe, job.recipe, job.reporter)
     job.accelerator.wait_for_everyone()
+
+
+def _watch(job: Job) -> Watch | None:
+    """Begin to look at the run, where the recipe selects; the main process alone does."""
+    watch = None
+    if job.is_main and job.recipe.select:
+        with job.timed("looking"):
+            watch = looks.begin(job)
+    job.accelerator.wait_for_everyone()
+    return watch
 
 
 def _ship(job: Job) -> None:

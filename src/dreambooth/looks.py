@@ -1,0 +1,211 @@
+"""Looks at a run while it trains: a few pictures are drawn and scored at intervals, for `select` to choose by."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dreambooth import prompts, samples, select
+from dreambooth.evaluation import dreambench, embeddings, encoders, metrics
+from dreambooth.evaluation.encoders import Encoder
+from dreambooth.evaluation.metrics import Rows
+from dreambooth.files import atomic
+from dreambooth.job import Job
+from dreambooth.models import CLIP_ENCODER, IDENTITY_ENCODER
+from dreambooth.precision import storage_dtype
+from dreambooth.recipe import Recipe
+from dreambooth.sampling import Sampling, draw
+from dreambooth.select import Choice, Look
+
+SCENES = 8
+CLASS_PICTURES = 2
+LOOKS = 7
+"""With the frozen model's pictures, no more than 80 are drawn."""
+
+
+@dataclass
+class Watch:
+    """What looks at one run need.
+
+    Attributes:
+        folder: Keeps the looks, and the weights that may still be chosen.
+        texts: The prompts with the identifier, then "a class" as often as it is drawn.
+        sampling: How pictures are drawn.
+        identity: Tells subjects apart.
+        clip: Has pictures and texts in one space.
+        photos_RD: Rows of the photos by `identity`.
+        words_SD: Rows of the prompts with the class noun alone by `clip`.
+        frozen: The frozen model's look.
+        chance: Share of copies among pictures that copy nothing.
+        seconds: Time that looking took.
+    """
+
+    folder: Path
+    texts: list[str]
+    sampling: Sampling
+    identity: Encoder
+    clip: Encoder
+    photos_RD: Rows
+    words_SD: Rows
+    chance: float
+    frozen: Look = field(init=False)
+    looks: list[Look] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def choice(self) -> Choice:
+        """What to ship of what has been looked at, as far as its weights are still there."""
+        there = [look for look in self.looks if self._file(look.step).is_file()]
+        return select.choose(there, self.frozen, self.chance)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing better can be expected."""
+        return select.is_over(self.looks, self.frozen, self.chance)
+
+    def resume(self, step: int) -> None:
+        """Take up the looks of an interrupted run that has done `step` steps."""
+        with suppress(FileNotFoundError):
+            lines = (self.folder / "looks.jsonl").read_text(encoding="utf-8").splitlines()
+            self.looks = [look for look in map(Look.of, map(json.loads, lines)) if look.step <= step]
+
+    def look(self, pipe: DiffusionPipeline, step: int, weights: Mapping[str, Tensor]) -> Look:
+        """Draw and score the pictures after `step` steps; keep the weights as long as they may be chosen."""
+        began = time.monotonic()
+        made = self._score(self._draw(pipe, self.texts), step)
+        self.looks = [look for look in self.looks if look.step < step] + [made]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with atomic(self._file(step)) as temporary:
+            save_file({name: weight.detach().cpu().contiguous() for name, weight in weights.items()}, temporary)
+        self._forget()
+        with atomic(self.folder / "looks.jsonl") as temporary:
+            temporary.write_text("".join(json.dumps(look.as_json()) + "\n" for look in self.looks), encoding="utf-8")
+        self.seconds += time.monotonic() - began
+        return made
+
+    def put(self, weights: Mapping[str, Tensor]) -> Choice:
+        """Put the chosen weights in the place of the last; the others are forgotten."""
+        choice = self.choice
+        chosen = load_file(self._file(choice.look.step))
+        with torch.no_grad():
+            for name, weight in weights.items():
+                weight.copy_(chosen[name])
+        for file in self.folder.glob("*.safetensors"):
+            if file != self._file(choice.look.step):
+                file.unlink()
+        return choice
+
+    def _forget(self) -> None:
+        """Remove the weights of looks that can no longer be chosen: not the best, nor tied with it."""
+        choice = self.choice
+        eligible = {choice.look.step, *choice.tied}
+        for file in self.folder.glob("*.safetensors"):
+            if int(file.stem) not in eligible:
+                file.unlink()
+
+    def _file(self, step: int) -> Path:
+        return self.folder / f"{step:06d}.safetensors"
+
+    def _draw(self, pipe: DiffusionPipeline, texts: Sequence[str]) -> list[Image.Image]:
+        generators = [samples.image_generator(index) for index in range(len(texts))]
+        return list(draw(pipe, texts, generators, self.sampling))
+
+    def _score(self, images: Sequence[Image.Image], step: int) -> Look:
+        likeness_ND, meaning_ND = (_embed(encoder, images) for encoder in (self.identity, self.clip))
+        count = len(self.words_SD)
+        copying = metrics.copying(likeness_ND[:count], self.photos_RD)
+        to_photos_N = metrics.to_references(likeness_ND, self.photos_RD)
+        return Look(
+            step,
+            tuple(to_photos_N[:count].tolist()),
+            tuple(metrics.to_text(meaning_ND[:count], self.words_SD).tolist()),
+            tuple((copying.excess_G > 0).tolist()),
+            tuple(to_photos_N[count:].tolist()),
+        )
+
+
+def is_due(recipe: Recipe, step: int) -> bool:
+    """Whether to look after `step` steps: `LOOKS` times, evenly, and at the end."""
+    assert recipe.steps is not None, "presets.fill leaves it open for no run"
+    return step == recipe.steps or (step % max(1, recipe.steps // LOOKS) == 0 and recipe.steps - step >= LOOKS)
+
+
+@torch.no_grad()
+def begin(job: Job) -> Watch:
+    """Draw and score the frozen model's pictures; `job.pipe` is still frozen and whole.
+
+    Raises:
+        UserError: The encoders cannot be had.
+    """
+    began = time.monotonic()
+    recipe, subject = job.recipe, job.recipe.subjects[0]
+    card, device = job.plans.source.card, str(job.accelerator.device)
+    identity = encoders.load(card.identity_encoder if card else IDENTITY_ENCODER, device)
+    clip = encoders.load(card.clip_encoder if card else CLIP_ENCODER, device)
+    scenes = _scenes(subject.class_noun)
+    names = [each.identifier or "" for each in recipe.subjects]
+    called = prompts.fill(prompts.label(recipe.label, subject.class_noun), names).removeprefix("a ")
+    plain = [prompt.text(subject.class_noun) for prompt in scenes]
+    bare = [prompts.class_prompt(subject.class_noun)] * CLASS_PICTURES
+    photos_RD = embeddings.embed_files(identity, [photo.path for photo in job.photos[0]])
+    watch = Watch(
+        job.run.path / "looks",
+        [prompt.text(called) for prompt in scenes] + bare,
+        samples.settings(recipe),
+        identity,
+        clip,
+        photos_RD,
+        embeddings.embed_texts(clip, plain),
+        2 / (len(photos_RD) + 1),
+    )
+    watch.frozen = watch._score(watch._draw(job.pipe, plain + bare), 0)
+    watch.seconds = time.monotonic() - began
+    return watch
+
+
+@torch.no_grad()
+def look(job: Job, watch: Watch, step: int, weights: Mapping[str, Tensor]) -> Look:
+    """Look at the model as it is: every part on the device, the trained ones as they would be shipped."""
+    device, dtype = job.accelerator.device, storage_dtype(job.recipe)
+    modules = {name: part for name, part in job.pipe.components.items() if isinstance(part, nn.Module)}
+    training = [part for part in modules.values() if part.training]
+    for name, part in modules.items():
+        part.eval().to(device)
+        if name == "vae":
+            part.to(dtype)
+    with job.accelerator.autocast():
+        made = watch.look(job.pipe, step, weights)
+    for part in training:
+        part.train()
+    park(job)
+    return made
+
+
+def park(job: Job) -> None:
+    """Take the parts that only draw off the accelerator."""
+    trained = {id(job.family.denoiser(job.pipe)), *map(id, job.family.text_encoders(job.pipe).values())}
+    for part in job.pipe.components.values():
+        if isinstance(part, nn.Module) and id(part) not in trained:
+            part.to("cpu")
+
+
+def _scenes(class_noun: str) -> list[dreambench.Prompt]:
+    """Evenly chosen scenes of the paper's list; no properties, which change the subject on purpose."""
+    whole = [prompt for prompt in dreambench.choose(class_noun) if prompt.kind != "property"]
+    return [whole[index] for index in np.linspace(0, len(whole) - 1, SCENES).round().astype(int)]
+
+
+def _embed(encoder: Encoder, images: Sequence[Image.Image]) -> Rows:
+    rows_ND: Rows = encoder.embed_images(torch.stack([encoder.prepare(image) for image in images])).numpy()
+    return rows_ND

@@ -1,0 +1,132 @@
+"""Which checkpoint to ship, and when to stop: a rule on measurements, with paired tests and no decision on noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dreambooth.evaluation import statistics
+from dreambooth.evaluation.scoring import Grid
+from dreambooth.evaluation.statistics import Comparison
+
+Values = npt.NDArray[np.float64]
+
+LEVEL = 0.05
+"""Level of every one-sided test."""
+PATIENCE = 2
+"""Looks without a new best after which nothing better can be expected."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a small fixed set of pictures scored after some steps; the frozen model's too, as step 0.
+
+    Attributes:
+        step: Steps done.
+        identity: Likeness of each picture to the photos.
+        fidelity: Likeness of each picture to its prompt.
+        copies: Whether each picture is nearer to a photo than any two photos are to each other.
+        drift: Likeness of pictures of the bare class to the photos.
+    """
+
+    step: int
+    identity: tuple[float, ...]
+    fidelity: tuple[float, ...]
+    copies: tuple[bool, ...]
+    drift: tuple[float, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Look:
+        """Return the look that `as_json` gave."""
+        rows = {name: tuple(value) for name, value in values.items() if name != "step"}
+        return cls(values["step"], **rows)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The look to ship.
+
+    Attributes:
+        look: It.
+        admissible: Steps of the looks that follow prompts and do not copy.
+        tied: Steps of the admissible looks whose likeness cannot be told from the best.
+        reason: One sentence.
+    """
+
+    look: Look
+    admissible: tuple[int, ...]
+    tied: tuple[int, ...]
+    reason: str
+
+
+def choose(looks: Sequence[Look], frozen: Look, chance: float) -> Choice:
+    """Choose among looks.
+
+    Of those whose prompt fidelity is not significantly under the frozen model's and that do not copy significantly
+    more than chance, the most like the photos; of several that cannot be told from that one, the earliest: it drifted
+    least.
+
+    Args:
+        looks: In the order of their steps; at least one.
+        frozen: The frozen model's pictures of the same prompts and seeds.
+        chance: Share of copies among pictures that copy nothing (`metrics.Copying`).
+    """
+    admissible = [look for look in looks if _follows(look, frozen) and not _copies(look, chance)]
+    if not admissible:
+        kept = max(looks, key=lambda look: float(np.mean(look.fidelity)))
+        reason = "every look follows its prompts less than the frozen model, or copies: this one follows them best"
+        return Choice(kept, (), (), reason)
+    best = max(admissible, key=lambda look: float(np.mean(look.identity)))
+    tied = [look for look in admissible if look is best or not _is_less(look.identity, best.identity)]
+    reason = "the most like the photos of those that follow prompts and do not copy"
+    if tied[0] is not best:
+        reason = f"as like the photos as after {best.step} steps, as far as these pictures can tell, and earlier"
+    return Choice(tied[0], tuple(look.step for look in admissible), tuple(look.step for look in tied), reason)
+
+
+def is_over(looks: Sequence[Look], frozen: Look, chance: float) -> bool:
+    """Whether nothing better can be expected: no new best among the admissible for `PATIENCE` looks."""
+    if len(looks) <= PATIENCE:
+        return False
+    earlier = choose(looks[:-PATIENCE], frozen, chance)
+    if not earlier.admissible:
+        return False
+    best = max((look for look in looks[:-PATIENCE] if look.step in earlier.admissible), key=_likeness)
+    later = [look for look in looks[-PATIENCE:] if _follows(look, frozen) and not _copies(look, chance)]
+    return not any(_is_less(best.identity, look.identity) for look in later)
+
+
+def _likeness(look: Look) -> float:
+    return float(np.mean(look.identity))
+
+
+def _follows(look: Look, frozen: Look) -> bool:
+    return not _is_less(look.fidelity, frozen.fidelity)
+
+
+def _is_less(one: Sequence[float], two: Sequence[float]) -> bool:
+    """Whether pictures score less than others of the same prompts and seeds, beyond noise."""
+    found = _compare(one, two)
+    return found.difference.value is not None and found.difference.value < 0 and (found.p or 1.0) <= 2 * LEVEL
+
+
+def _compare(one: Sequence[float], two: Sequence[float]) -> Comparison:
+    """Each picture has a prompt of its own."""
+    grid = Grid("subject", ("look",) * len(one), (0,))
+    return statistics.compare(grid.scores(np.array(one)), grid.scores(np.array(two)))
+
+
+def _copies(look: Look, chance: float) -> bool:
+    """Whether so many copies would be seen by chance in fewer than `LEVEL` of cases (binomial test)."""
+    count, seen = len(look.copies), sum(look.copies)
+    tail = sum(math.comb(count, k) * chance**k * (1 - chance) ** (count - k) for k in range(seen, count + 1))
+    return tail < LEVEL

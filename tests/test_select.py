@@ -1,0 +1,157 @@
+"""The rule that chooses a step, on looks made up for it; and a run that is chosen by it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dreambooth import looks, select
+from dreambooth.evaluation import encoders
+from dreambooth.run import Run
+from dreambooth.select import Look, choose, is_over
+from tests import calls
+from tests.commands import make_photos
+
+CHANCE = 1 / 3
+SPREAD = np.array([0.1, -0.1, 0.05, 0.2, -0.2, 0.0, 0.15, -0.05])
+NOISE = np.array([0.01, -0.012, 0.008, -0.005, 0.003, -0.009, 0.012, -0.004])
+
+
+def look(step: int, identity: float, fidelity: float = 0.4, copies: int = 0, noise: float = 1.0) -> Look:
+    """Pictures that differ much more from one another than looks do."""
+    jitter = noise * np.roll(NOISE, step)
+    return Look(
+        step,
+        tuple((identity + SPREAD + jitter).tolist()),
+        tuple((fidelity + SPREAD + jitter).tolist()),
+        tuple(index < copies for index in range(len(SPREAD))),
+        (0.1, 0.2),
+    )
+
+
+FROZEN = look(0, 0.1)
+
+
+def test_the_most_like_the_photos_is_chosen() -> None:
+    made = [look(step, likeness) for step, likeness in ((10, 0.2), (20, 0.5), (30, 0.4))]
+    assert choose(made, FROZEN, CHANCE).look.step == 20
+
+
+def test_of_those_that_cannot_be_told_apart_the_earliest() -> None:
+    made = [look(10, 0.2), look(20, 0.499), look(30, 0.5), look(40, 0.4)]
+    choice = choose(made, FROZEN, CHANCE)
+    assert choice.look.step == 20
+    assert choice.tied == (20, 30)
+    assert "30 steps" in choice.reason
+
+
+def test_a_look_that_forgets_its_prompts_is_not_chosen() -> None:
+    made = [look(10, 0.3), look(20, 0.6, fidelity=0.2)]
+    choice = choose(made, FROZEN, CHANCE)
+    assert choice.look.step == 10
+    assert choice.admissible == (10,)
+
+
+def test_noise_in_fidelity_forbids_nothing() -> None:
+    assert choose([look(10, 0.3), look(20, 0.6, fidelity=0.399)], FROZEN, CHANCE).look.step == 20
+
+
+@pytest.mark.parametrize(("copies", "step"), [(5, 20), (6, 10)])
+def test_copies_beyond_chance_are_not_chosen(copies: int, step: int) -> None:
+    """Of 8 pictures, 6 copies or more happen with a chance of 2 %, 5 or more with one of 9 %."""
+    assert choose([look(10, 0.3), look(20, 0.6, copies=copies)], FROZEN, CHANCE).look.step == step
+
+
+def test_where_nothing_follows_prompts_the_one_that_does_it_best() -> None:
+    made = [look(10, 0.3, fidelity=0.2), look(20, 0.6, fidelity=0.1)]
+    choice = choose(made, FROZEN, CHANCE)
+    assert choice.look.step == 10
+    assert choice.admissible == ()
+
+
+@pytest.mark.parametrize(
+    ("likeness", "over"),
+    [([0.2, 0.3], False), ([0.2, 0.3, 0.4], False), ([0.2, 0.5, 0.3, 0.4], True), ([0.2, 0.5, 0.3, 0.6], False)],
+)
+def test_it_is_over_when_two_looks_bring_nothing_better(likeness: Sequence[float], over: bool) -> None:
+    made = [look(10 * (index + 1), value) for index, value in enumerate(likeness)]
+    assert is_over(made, FROZEN, CHANCE) is over
+
+
+def test_looks_that_are_better_but_forget_prompts_are_nothing_to_wait_for() -> None:
+    made = [look(10, 0.3), look(20, 0.6, fidelity=0.1), look(30, 0.7, fidelity=0.1)]
+    assert is_over(made, FROZEN, CHANCE)
+
+
+def test_looks_come_back_from_json() -> None:
+    assert Look.of(json.loads(json.dumps(FROZEN.as_json()))) == FROZEN
+
+
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = encoders.load
+    names = {looks.IDENTITY_ENCODER: "toybox-identity", looks.CLIP_ENCODER: "toybox-clip"}
+    monkeypatch.setattr(encoders, "load", lambda name, device: load(names.get(name, name), device))
+
+
+def run_with(model: Path, out: Path, photos: Path, *flags: str) -> Run:
+    done = calls.train(photos, model, *flags, out=out, steps=14, inference_steps=2, learning_rate=1e-3)
+    assert done.status == 0, done
+    return Run.open(out)
+
+
+def weights(run: Run) -> dict[str, Tensor]:
+    return load_file(run.adapter / "pytorch_lora_weights.safetensors")
+
+
+@pytest.mark.usefixtures("judged")
+def test_what_ships_is_what_training_so_far_would_have_shipped(
+    tiny_sd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looking changes nothing of the training, and the chosen step's weights are those of a run that ended there."""
+    photos = make_photos(tmp_path / "photos")
+    monkeypatch.setattr(select, "is_over", lambda *given: False)
+    monkeypatch.setattr(select, "choose", first_of(select.choose))
+    selected = run_with(tiny_sd, tmp_path / "selected", photos, "--select")
+    told = selected.info["selection"]
+    assert [each["step"] for each in told["looks"]] == [2, 4, 6, 14]
+    assert len(told["looks"][0]["identity"]) == looks.SCENES
+    assert told["step"] == 4
+    shorter = run_with(tiny_sd, tmp_path / "shorter", photos)
+    early = calls.train(photos, tiny_sd, out=tmp_path / "early", steps=4, inference_steps=2, learning_rate=1e-3)
+    assert early.status == 0
+    expected = weights(Run.open(tmp_path / "early"))
+    assert all(torch.equal(weight, expected[name]) for name, weight in weights(selected).items())
+    lines = [(run.path / "steps.jsonl").read_text().splitlines() for run in (selected, shorter)]
+    assert [json.loads(line)["loss"] for line in lines[0]] == [json.loads(line)["loss"] for line in lines[1]]
+
+
+def first_of(choose: Callable[..., select.Choice]) -> Callable[..., select.Choice]:
+    def chosen(there: Sequence[Look], frozen: Look, chance: float) -> select.Choice:
+        kept = min(there, key=lambda each: abs(each.step - 4))
+        found = choose(there, frozen, chance)
+        return select.Choice(kept, found.admissible, tuple(each.step for each in there), found.reason)
+
+    return chosen
+
+
+@pytest.mark.usefixtures("judged")
+def test_it_stops_when_nothing_gets_better_and_goes_on_the_same_when_asked_again(
+    tiny_sd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = make_photos(tmp_path / "photos")
+    monkeypatch.setattr(select, "is_over", lambda made, *given: len(made) >= 2)
+    run = run_with(tiny_sd, tmp_path / "one", photos, "--select")
+    assert run.info["selection"]["trained"] == 4
+    before = weights(run)
+    run.update(finished=False)
+    again = run_with(tiny_sd, tmp_path / "one", photos, "--select")
+    assert again.info["selection"]["trained"] == 4
+    assert all(torch.equal(weight, before[name]) for name, weight in weights(again).items())
