@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dreambooth import looks, select
+from dreambooth import generation, looks, select
 from dreambooth.evaluation import encoders
 from dreambooth.run import Run
 from dreambooth.select import Look, choose, is_over
@@ -90,6 +90,19 @@ def test_looks_that_are_better_but_forget_prompts_are_nothing_to_wait_for() -> N
     assert is_over(made, FROZEN, CHANCE)
 
 
+@pytest.mark.parametrize(
+    ("seen", "chosen"),
+    [
+        ({0.6: look(1, 0.2), 1.0: look(2, 0.5), 1.2: look(3, 0.502)}, 1.0),
+        ({0.6: look(1, 0.2), 1.0: look(2, 0.5), 1.2: look(3, 0.6)}, 1.2),
+        ({0.6: look(1, 0.4), 1.0: look(2, 0.5, fidelity=0.1), 1.2: look(3, 0.6, fidelity=0.1)}, 0.6),
+        ({0.6: look(1, 0.4, fidelity=0.1), 1.0: look(2, 0.5, fidelity=0.1)}, 1.0),
+    ],
+)
+def test_the_strength_is_1_unless_another_is_better_beyond_noise(seen: dict[float, Look], chosen: float) -> None:
+    assert select.strength(seen, FROZEN, CHANCE)[0] == chosen
+
+
 def test_looks_come_back_from_json() -> None:
     assert Look.of(json.loads(json.dumps(FROZEN.as_json()))) == FROZEN
 
@@ -119,8 +132,10 @@ def test_what_ships_is_what_training_so_far_would_have_shipped(
     photos = make_photos(tmp_path / "photos")
     monkeypatch.setattr(select, "is_over", lambda *given: False)
     monkeypatch.setattr(select, "choose", first_of(select.choose))
+    monkeypatch.setattr(select, "strength", lambda seen, *given: (sorted(seen)[1], "a test"))
     selected = run_with(tiny_sd, tmp_path / "selected", photos, "--select")
     told = selected.info["selection"]
+    assert told["strength"] == generation.find(selected.path).strength == 0.8
     assert [each["step"] for each in told["looks"]] == [2, 4, 6, 14]
     assert len(told["looks"][0]["identity"]) == looks.SCENES
     assert told["step"] == 4

@@ -152,7 +152,8 @@ def find(name: str | Path, adapters: Sequence[str] = ()) -> Target:
         f"the base model {recipe.model} is not the one that {run.path} was trained on: put that one back",
     )
     strengths = [strength for other, strength in given if _is_same(other, run)]
-    strength = [1.0, *strengths][-1] if recipe.method == "lora" else None
+    measured = run.info.get("selection", {}).get("strength", 1.0)
+    strength = [measured, *strengths][-1] if recipe.method == "lora" else None
     extras = [(other, strength) for other, strength in given if not _is_same(other, run)]
     own = {"sampler": recipe.sampler, "steps": recipe.inference_steps, "guidance": recipe.guidance}
     defaults = _override(_defaults(source), size=recipe.resolution, **own)

@@ -32,6 +32,8 @@ SCENES = 8
 CLASS_PICTURES = 2
 LOOKS = 7
 """With the frozen model's pictures, no more than 80 are drawn."""
+STRENGTHS = (0.6, 0.8, 1.2)
+"""At which an adapter is looked at beside 1, when it has been trained."""
 
 
 @dataclass
@@ -93,6 +95,22 @@ class Watch:
             temporary.write_text("".join(json.dumps(look.as_json()) + "\n" for look in self.looks), encoding="utf-8")
         self.seconds += time.monotonic() - began
         return made
+
+    def strength(self, pipe: DiffusionPipeline, chosen: Look) -> tuple[float, str]:
+        """Look at the shipped adapter, which `pipe` has as "subject", at several strengths; choose one.
+
+        Returns:
+            The strength, at which the adapter is left, and why it was chosen.
+        """
+        began = time.monotonic()
+        seen = {1.0: chosen}
+        for value in STRENGTHS:
+            pipe.set_adapters("subject", value)
+            seen[value] = self._score(self._draw(pipe, self.texts), chosen.step)
+        best, reason = select.strength(seen, self.frozen, self.chance)
+        pipe.set_adapters("subject", best)
+        self.seconds += time.monotonic() - began
+        return best, reason
 
     def put(self, weights: Mapping[str, Tensor]) -> Choice:
         """Put the chosen weights in the place of the last; the others are forgotten."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -80,17 +80,38 @@ def choose(looks: Sequence[Look], frozen: Look, chance: float) -> Choice:
         frozen: The frozen model's pictures of the same prompts and seeds.
         chance: Share of copies among pictures that copy nothing (`metrics.Copying`).
     """
-    admissible = [look for look in looks if _follows(look, frozen) and not _copies(look, chance)]
+    admissible = [look for look in looks if _is_admissible(look, frozen, chance)]
     if not admissible:
         kept = max(looks, key=lambda look: float(np.mean(look.fidelity)))
         reason = "every look follows its prompts less than the frozen model, or copies: this one follows them best"
         return Choice(kept, (), (), reason)
-    best = max(admissible, key=lambda look: float(np.mean(look.identity)))
+    best = max(admissible, key=_likeness)
     tied = [look for look in admissible if look is best or not _is_less(look.identity, best.identity)]
     reason = "the most like the photos of those that follow prompts and do not copy"
     if tied[0] is not best:
         reason = f"as like the photos as after {best.step} steps, as far as these pictures can tell, and earlier"
     return Choice(tied[0], tuple(look.step for look in admissible), tuple(look.step for look in tied), reason)
+
+
+def strength(looks: Mapping[float, Look], frozen: Look, chance: float) -> tuple[float, str]:
+    """Choose how strongly an adapter is put on: 1, unless another strength is better beyond noise.
+
+    Args:
+        looks: By strength; one of them is 1.
+        frozen: The frozen model's pictures of the same prompts and seeds.
+        chance: As for `choose`.
+
+    Returns:
+        The strength, and one sentence why.
+    """
+    admissible = {value: look for value, look in looks.items() if _is_admissible(look, frozen, chance)}
+    if not admissible:
+        return 1.0, "no strength follows prompts as the frozen model does"
+    best = max(admissible, key=lambda value: _likeness(admissible[value]))
+    if 1.0 in admissible and not _is_less(admissible[1.0].identity, admissible[best].identity):
+        return 1.0, "no other strength is more like the photos beyond noise"
+    why = "more like the photos" if 1.0 in admissible else "the strongest likeness that follows prompts"
+    return best, f"{why} than at 1" if 1.0 in admissible else why
 
 
 def is_over(looks: Sequence[Look], frozen: Look, chance: float) -> bool:
@@ -101,7 +122,7 @@ def is_over(looks: Sequence[Look], frozen: Look, chance: float) -> bool:
     if not earlier.admissible:
         return False
     best = max((look for look in looks[:-PATIENCE] if look.step in earlier.admissible), key=_likeness)
-    later = [look for look in looks[-PATIENCE:] if _follows(look, frozen) and not _copies(look, chance)]
+    later = [look for look in looks[-PATIENCE:] if _is_admissible(look, frozen, chance)]
     return not any(_is_less(best.identity, look.identity) for look in later)
 
 
@@ -109,8 +130,8 @@ def _likeness(look: Look) -> float:
     return float(np.mean(look.identity))
 
 
-def _follows(look: Look, frozen: Look) -> bool:
-    return not _is_less(look.fidelity, frozen.fidelity)
+def _is_admissible(look: Look, frozen: Look, chance: float) -> bool:
+    return not _is_less(look.fidelity, frozen.fidelity) and not _copies(look, chance)
 
 
 def _is_less(one: Sequence[float], two: Sequence[float]) -> bool:

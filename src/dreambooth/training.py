@@ -9,6 +9,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from diffusers import DiffusionPipeline
 
 from dreambooth import environment, families, looks, methods, photos, presets, prior, samples
 from dreambooth.files import atomic_folder
@@ -55,7 +56,7 @@ def train(recipe: Recipe, out: str | Path | None = None, reporter: Reporter | No
         watch = _watch(job)
         optimise(job, class_images, watch)
         _ship(job)
-        _finish(job)
+        _finish(job, watch)
     return run
 
 
@@ -209,6 +210,15 @@ def _watch(job: Job) -> Watch | None:
     return watch
 
 
+def _choose_strength(job: Job, watch: Watch, pipe: DiffusionPipeline) -> None:
+    selection = job.run.info["selection"]
+    chosen = next(look for look in watch.looks if look.step == selection["step"])
+    strength, reason = watch.strength(pipe, chosen)
+    job.reporter.say(f"strength {strength:g} chosen: {reason}")
+    told = {"strength": strength, "strength_reason": reason, "seconds": round(watch.seconds, 1)}
+    job.run.update(selection={**selection, **told})
+
+
 def _ship(job: Job) -> None:
     """Write the adapter: what stock diffusers loads."""
     if job.is_main:
@@ -219,13 +229,18 @@ def _ship(job: Job) -> None:
     job.accelerator.wait_for_everyone()
 
 
-def _finish(job: Job) -> None:
-    """Draw the pictures from the shipped adapter and write the report."""
+def _finish(job: Job, watch: Watch | None) -> None:
+    """Choose the adapter's strength, draw the pictures from what was shipped, and write the report."""
     if not job.is_main:
         return
-    if job.recipe.samples:
-        with job.timed("sampling"):
-            pipe = job.method.load(job.family, job.plans.source, job.recipe, job.run.adapter)
-            samples.draw_after(job.run, pipe.to(job.accelerator.device), job.recipe, job.reporter)
+    by_strength = watch if job.recipe.method == "lora" else None
+    if job.recipe.samples or by_strength:
+        pipe = job.method.load(job.family, job.plans.source, job.recipe, job.run.adapter).to(job.accelerator.device)
+        if by_strength:
+            with job.timed("looking"):
+                _choose_strength(job, by_strength, pipe)
+        if job.recipe.samples:
+            with job.timed("sampling"):
+                samples.draw_after(job.run, pipe, job.recipe, job.reporter)
     job.run.update(finished=True, steps=job.recipe.steps, peak_mb=round(environment.peak_mb(job.accelerator.device)))
     report(job.run.path)

@@ -86,7 +86,8 @@ def gather(run: Run, plan: Plan) -> Material:
     seeds, class_seeds = (range(plan.seed, plan.seed + count) for count in (plan.count, plan.class_count))
     home, frozen_home = run.path / "evaluation", cache_root() / "frozen"
     base = f"{target.source.identity} {storage_dtype(recipe)}"
-    tuned = f"{base} {generation.digest(run)}"
+    strength = "" if target.strength in (None, 1.0) else f" at {target.strength}"
+    tuned = f"{base} {generation.digest(run)}{strength}"
     called = f"{identifier} {noun}" if "{class}" in recipe.label else identifier
     named = [prompt.text(called) for prompt in chosen]
     plain = [prompt.text(noun) for prompt in chosen]
