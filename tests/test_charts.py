@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from dreambooth.charts import LINE, Plot, _ticks, bar, plot
+from dreambooth.charts import LINE, Plot, bar, plot, ticks
 from dreambooth.pages import Score
 
 
@@ -34,9 +34,9 @@ def test_a_score_without_an_interval_has_a_bar_without_width_and_no_score_has_no
 
 
 def test_ticks_between_bounds_are_round_and_inside():
-    assert _ticks(0.88, 0.38) == pytest.approx([0.4, 0.5, 0.6, 0.7, 0.8])
-    assert _ticks(0.05, -0.05) == pytest.approx([-0.04, -0.02, 0.0, 0.02, 0.04])
-    assert _ticks(-0.1, -0.6) == pytest.approx([-0.6, -0.5, -0.4, -0.3, -0.2, -0.1])
+    assert ticks(0.88, 0.38) == pytest.approx([0.4, 0.5, 0.6, 0.7, 0.8])
+    assert ticks(0.05, -0.05) == pytest.approx([-0.04, -0.02, 0.0, 0.02, 0.04])
+    assert ticks(-0.1, -0.6) == pytest.approx([-0.6, -0.5, -0.4, -0.3, -0.2, -0.1])
 
 
 RUNS = [("a", Score(0.5, 0.4, 0.6), Score(0.30, 0.29, 0.31)), ("b", Score(0.7, 0.65, 0.72), Score(0.27, 0.26, 0.29))]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from dreambooth.charts import Frame, _running_mean, _ticks
+from dreambooth.charts import Frame, _running_mean, ticks
 from dreambooth.errors import UserError
 from dreambooth.pages import duration
 from dreambooth.reporting import _read, report
@@ -177,13 +177,13 @@ def test_the_running_mean_equals_the_convolution():
 
 @pytest.mark.parametrize("end", [0.0007, 0.03, 0.1, 0.29, 1.0, 1.05, 3, 40, 400, 999, 1005, 2499, 100_000])
 def test_ticks_are_few_and_round(end: float):
-    ticks = _ticks(end)
-    assert ticks[0] == 0
-    assert 3 <= len(ticks) <= 6
-    assert end * (1 + 1e-6) >= ticks[-1] > end / 2
-    mantissa = float(f"{ticks[1]:e}".split("e")[0])
+    places = ticks(end)
+    assert places[0] == 0
+    assert 3 <= len(places) <= 6
+    assert end * (1 + 1e-6) >= places[-1] > end / 2
+    mantissa = float(f"{places[1]:e}".split("e")[0])
     assert mantissa in (1, 2, 5)
-    assert np.diff(ticks) == pytest.approx(ticks[1])
+    assert np.diff(places) == pytest.approx(places[1])
 
 
 def test_a_half_written_last_line_is_no_news(run: Path):

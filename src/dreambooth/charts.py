@@ -94,8 +94,8 @@ def _chart(part: str, frame: Frame, steps: np.ndarray, losses: np.ndarray) -> Ch
         first=float(smooth[0]),
         last=float(smooth[-1]),
         frame=frame,
-        x_ticks=[(frame.x(tick), f"{tick:,.0f}") for tick in _ticks(frame.end) if tick == round(tick)],
-        y_ticks=[(frame.y(tick), f"{tick:g}") for tick in _ticks(frame.top)],
+        x_ticks=[(frame.x(tick), f"{tick:,.0f}") for tick in ticks(frame.end) if tick == round(tick)],
+        y_ticks=[(frame.y(tick), f"{tick:g}") for tick in ticks(frame.top)],
         cut=bool((losses[raw] > frame.top).any()),
     )
 
@@ -112,7 +112,7 @@ def _running_mean(losses: np.ndarray, centres: np.ndarray, window: int) -> np.nd
     return np.asarray((total[start + window] - total[start]) / window)
 
 
-def _ticks(end: float, start: float = 0.0) -> list[float]:
+def ticks(end: float, start: float = 0.0) -> list[float]:
     """Round numbers from `start` to `end`: a few multiples of 1, 2 or 5 times a power of ten."""
     least = (end - start) / 5 * (1 - 1e-9)
     power = 10.0 ** math.floor(math.log10(least))
@@ -194,14 +194,14 @@ def plot(
     runs = [(label, x, y) for label, x, y in runs if x.value is not None and y.value is not None]
     if not runs:
         return None
-    x_of = _axis([x for _, x, _ in runs] + [line for _, line in upright], Plot.LEFT, Plot.RIGHT)
-    y_of = _axis([y for _, _, y in runs] + [line for _, line in level], Plot.BOTTOM, Plot.TOP)
+    x_of = axis([x for _, x, _ in runs] + [line for _, line in upright], Plot.LEFT, Plot.RIGHT)
+    y_of = axis([y for _, _, y in runs] + [line for _, line in level], Plot.BOTTOM, Plot.TOP)
     return Plot(
         points=_points(runs, x_of, y_of),
         upright=[(x_of(line.value), name) for name, line in upright if line.value is not None],
         level=[(y_of(line.value), name) for name, line in level if line.value is not None],
-        x_ticks=[(x_of(tick), f"{tick:.4g}") for tick in _ticks(x_of.end, x_of.start)],
-        y_ticks=[(y_of(tick), f"{tick:.4g}") for tick in _ticks(y_of.end, y_of.start)],
+        x_ticks=[(x_of(tick), f"{tick:.4g}") for tick in ticks(x_of.end, x_of.start)],
+        y_ticks=[(y_of(tick), f"{tick:.4g}") for tick in ticks(y_of.end, y_of.start)],
     )
 
 
@@ -219,7 +219,7 @@ class Axis:
         return self.near + (self.far - self.near) * (value - self.start) / (self.end - self.start)
 
 
-def _axis(scores: Sequence[Score], near: float, far: float) -> Axis:
+def axis(scores: Sequence[Score], near: float, far: float) -> Axis:
     """Hold every value and interval, with a margin of 8 %."""
     edges = [edge for score in scores for edge in (score.value, score.low, score.high) if edge is not None]
     margin = 0.08 * (max(edges) - min(edges)) or 0.05

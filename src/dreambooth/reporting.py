@@ -16,6 +16,7 @@ from dreambooth.errors import UserError
 from dreambooth.pages import Json, Picture, load_picture, show, write_page
 from dreambooth.prompts import LABEL, class_prompt, label, scenes
 from dreambooth.reporting_evaluation import evaluation_story
+from dreambooth.reporting_selection import selection_story
 
 ROLES = ("before", "after")
 
@@ -131,6 +132,7 @@ def _story(record: Record) -> Json:
             [card.pictures[0] for card in photos],
             noun,
         ),
+        "selection": selection_story(run.get("selection") or {}),
         "warnings": [*(run.get("warnings") or []), *record.notes],
         "settings": _settings(recipe, run.get("derived") or {}),
         "environment": list(_flat(record.environment)),

@@ -1,0 +1,43 @@
+"""The section about when to stop says what run.json says, in the right places."""
+
+from __future__ import annotations
+
+from statistics import mean
+from typing import Any
+
+import pytest
+
+from dreambooth.reporting_selection import Track, selection_story
+
+
+def look(step: int, identity: float, fidelity: float) -> dict[str, Any]:
+    spread = (-0.1, 0.1, 0.05, -0.05, 0.02, -0.02)
+    rows = {"identity": [identity + each for each in spread], "fidelity": [fidelity + each for each in spread]}
+    return {"step": step, **rows, "copies": [False] * 6, "drift": [0.1, 0.2]}
+
+
+def selection() -> dict[str, Any]:
+    looks = [look(40, 0.3, 0.4), look(80, 0.5, 0.38), look(120, 0.6, 0.2)]
+    return {"step": 80, "trained": 120, "reason": "so", "frozen": look(0, 0.1, 0.42), "looks": looks, "seconds": 3.0}
+
+
+def test_a_run_that_did_not_select_has_no_such_section() -> None:
+    assert selection_story({}) == {}
+
+
+def test_marks_stand_where_their_figures_are() -> None:
+    story = selection_story(selection())
+    assert story["drawn"] == 4 * (6 + 2)
+    likeness, fidelity = story["tracks"]
+    heights = [y for _, y, _, _ in likeness.marks]
+    assert heights == sorted(heights, reverse=True)
+    assert likeness.frozen > heights[0]
+    assert fidelity.frozen < min(y for _, y, _, _ in fidelity.marks)
+    for track in (likeness, fidelity):
+        for x, y, low, high in track.marks:
+            assert Track.LEFT <= x <= Track.RIGHT
+            assert Track.TOP <= high < y < low <= Track.BOTTOM
+        assert track.chosen == track.marks[1][0]
+    values = [mean(each["identity"]) for each in selection()["looks"]]
+    scale = (heights[0] - heights[1]) / (values[1] - values[0])
+    assert (heights[1] - heights[2]) / (values[2] - values[1]) == pytest.approx(scale)
