@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from dreambooth import identifier_search, identifiers
+from dreambooth import families, identifier_search, identifiers
 from dreambooth.errors import UserError
+from dreambooth.models import resolve
 from dreambooth.progress import Silent
 from dreambooth.toybox import planted
 from dreambooth.toybox.world.priors import FREE, PLANTED
@@ -78,6 +79,20 @@ def test_several_text_encoders_are_heard(encoder, tokenizer):
     found = identifier_search.conditioning([(tokenizer, encoder), (tokenizer, other)], WORDS, "dog")
     means = {word: values.mean() for word, values in found.items()}
     assert max(means, key=means.get) == "brc"
+
+
+def test_the_default_of_a_run_is_the_word_that_its_encoders_know_least(tiny_sd):
+    source = resolve(str(tiny_sd))
+    pipe = families.get(source.family).load(source, torch.float32)
+    names = list(identifiers.DEFAULT_IDENTIFIERS)
+    for kept in names[1:3]:
+        for word in names:
+            row = row_of(pipe.text_encoder, pipe.tokenizer, word)
+            row.copy_(torch.randn(row.shape, generator=torch.Generator().manual_seed(names.index(word))))
+        rows = torch.stack([row_of(pipe.text_encoder, pipe.tokenizer, word) for word in names])
+        row_of(pipe.text_encoder, pipe.tokenizer, kept).copy_(rows.median(0).values)
+        assert identifier_search.least(pipe, "dog", names) == kept
+    assert identifier_search.least(pipe, "dog", ["phol"]) == "phol"
 
 
 def test_rounds_are_bounded_and_use_each_seed_once():

@@ -219,16 +219,16 @@ def test_words_of_two_tokens_are_good_where_two_are_allowed(clip):
 
 
 @pytest.mark.usefixtures("no_words")
-def test_the_first_good_default_is_chosen(clip):
-    first, second, *_ = identifiers.DEFAULT_IDENTIFIERS
-    assert identifiers.choose("dog", [clip]) == first
-    assert identifiers.choose("dog", [clip], taken=[first]) == second
-    assert identifiers.choose("dog", [clip, Letters({second: second})]) == second
+def test_the_defaults_are_those_that_are_good_and_free(clip):
+    first, second, *others = identifiers.DEFAULT_IDENTIFIERS
+    assert identifiers.defaults("dog", [clip]) == [first, second, *others]
+    assert identifiers.defaults("dog", [clip], taken=[first]) == [second, *others]
+    assert identifiers.defaults("dog", [clip, Letters({second: second})]) == [second]
 
 
 def test_a_model_that_splits_every_default_is_refused():
     with pytest.raises(UserError, match=r"no default identifier \(ohwx, .*: give a rare word as identifier$"):
-        identifiers.choose("dog", [Letters({})])
+        identifiers.defaults("dog", [Letters({})])
 
 
 def test_a_good_identifier_is_accepted(clip):

@@ -128,6 +128,21 @@ def search(
     return sorted(found, key=lambda each: ":" in each.note)
 
 
+def least(pipe: DiffusionPipeline, class_noun: str, words: Sequence[str]) -> str:
+    """Return the word that the text encoders know least, of those encoders that read rare words whole; else the first.
+
+    Args:
+        pipe: The frozen model.
+        class_noun: The subject's class.
+        words: The candidates, at least one.
+    """
+    whole = [pipe.components[name] for name in families.of(pipe).WORD_TOKENIZERS]
+    known = [reader for reader in readers(pipe) if reader[0] in whole]
+    if not known or len(words) == 1:
+        return words[0]
+    return rank(conditioning(known, words, class_noun))[0]
+
+
 def to_json(found: Sequence[Found]) -> list[dict[str, Any]]:
     """Return what was found as JSON values, the best first."""
     return [asdict(each) for each in found]

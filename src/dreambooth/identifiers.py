@@ -127,14 +127,16 @@ def languages(words: Collection[str]) -> dict[str, str]:
     return found
 
 
-def choose(class_noun: str, tokenizers: Sequence[PreTrainedTokenizerBase], taken: Collection[str] = ()) -> str:
-    """Return the first default identifier that has no problems and is not taken by another subject.
+def defaults(
+    class_noun: str, tokenizers: Sequence[PreTrainedTokenizerBase], taken: Collection[str] = ()
+) -> list[str]:
+    """Return the default identifiers that have no problems and are not taken by another subject.
 
     Raises:
-        UserError: None of them is good.
+        UserError: There is none.
     """
-    good = _first_good(class_noun, tokenizers, taken)
-    if good is None:
+    good = list(_good(class_noun, tokenizers, taken))
+    if not good:
         tried = ", ".join(DEFAULT_IDENTIFIERS)
         raise UserError(f"no default identifier ({tried}) suits this model's tokenizer: give a rare word as identifier")
     return good
@@ -148,7 +150,7 @@ def require(identifier: str, class_noun: str, tokenizers: Sequence[PreTrainedTok
     """
     found = problems(identifier, class_noun, tokenizers)
     if found:
-        good = _first_good(class_noun, tokenizers) or "a rare word of one token"
+        good = next(_good(class_noun, tokenizers), "a rare word of one token")
         raise UserError(f"the identifier '{identifier}' {' and '.join(found)}: type {good} instead", allow="identifier")
 
 
@@ -179,11 +181,11 @@ def require_new(
     raise UserError(f"the identifier '{identifier}' {problem}: type {invent(class_noun, tokenizers, taken)} instead")
 
 
-def _first_good(
+def _good(
     class_noun: str, tokenizers: Sequence[PreTrainedTokenizerBase], taken: Collection[str] = ()
-) -> str | None:
+) -> Iterator[str]:
     free = (word for word in DEFAULT_IDENTIFIERS if word not in taken)
-    return next((word for word in free if not problems(word, class_noun, tokenizers)), None)
+    return (word for word in free if not problems(word, class_noun, tokenizers))
 
 
 def _token_problems(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffusers import DiffusionPipeline
 
-from dreambooth import environment, families, identifiers, photos, presets, prior, prompts, samples, sampling
+from dreambooth import environment, families, identifier_search, identifiers, photos, presets, prior, prompts, samples, sampling
 from dreambooth.errors import UserError
 from dreambooth.models import Source, choose_for_device, native_resolution, resolve
 from dreambooth.photos import Finding, Photo
@@ -77,14 +77,13 @@ def make_plans(recipe: Recipe) -> Plans:
 def identify(recipe: Recipe, pipe: DiffusionPipeline, pictures: Sequence[Sequence[Photo]]) -> Recipe:
     """Choose or check each subject's identifier, and check that every prompt of the run fits the tokenizers."""
     readers = prompts.readers(pipe)
-    knowing = [pipe.components[name] for name in families.of(pipe).WORD_TOKENIZERS]
     subjects: list[Subject] = []
     what = "the class noun in" if "{class}" in recipe.label else "the label"
     for subject in recipe.subjects:
         # an identifier is one token, as "x" is
         prompts.require_fits(what, prompts.fill(prompts.label(recipe.label, subject.class_noun), ["x"]), readers)
         others = [each.identifier for each in (*recipe.subjects, *subjects) if each.identifier and each is not subject]
-        chosen = _identifier(recipe, subject, knowing, others)
+        chosen = _identifier(recipe, subject, pipe, others)
         subjects.append(subject.model_copy(update={"identifier": chosen}))
     named = recipe.model_copy(update={"subjects": tuple(subjects)})
     if recipe.method == "textual-inversion":
@@ -97,13 +96,14 @@ def identify(recipe: Recipe, pipe: DiffusionPipeline, pictures: Sequence[Sequenc
     return named
 
 
-def _identifier(
-    recipe: Recipe, subject: Subject, knowing: Sequence[PreTrainedTokenizerBase], others: Sequence[str]
-) -> str:
+def _identifier(recipe: Recipe, subject: Subject, pipe: DiffusionPipeline, others: Sequence[str]) -> str:
+    knowing = [pipe.components[name] for name in families.of(pipe).WORD_TOKENIZERS]
     is_new = recipe.method == "textual-inversion"
     if subject.identifier is None:
-        find = identifiers.invent if is_new else identifiers.choose
-        return find(subject.class_noun, knowing, others)
+        if is_new:
+            return identifiers.invent(subject.class_noun, knowing, others)
+        good = identifiers.defaults(subject.class_noun, knowing, others)
+        return identifier_search.least(pipe, subject.class_noun, good)
     if is_new:
         identifiers.require_new(subject.identifier, subject.class_noun, knowing, others)
     elif "identifier" not in recipe.allow:
