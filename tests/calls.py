@@ -51,6 +51,11 @@ def call(*arguments: object) -> Call:
 
 def train(photos: Path | None, model: Path, *more: object, **settings: object) -> Call:
     """Run a very short `dreambooth train PHOTOS --class dog`; None as a setting leaves it out."""
-    named = {"class": "dog", **QUICK, **{name.replace("_", "-"): value for name, value in settings.items()}}
-    flags = [word for name, value in named.items() if value is not None for word in (f"--{name}", value)]
-    return call("train", *([photos] if photos else []), "--model", model, *flags, *more)
+    given = flags(**{"class": "dog", **settings})
+    return call("train", *([photos] if photos else []), "--model", model, *given, *more)
+
+
+def flags(**settings: object) -> list[object]:
+    """Return the flags of a very short training; None as a setting leaves it out."""
+    named = {**QUICK, **{name.replace("_", "-"): value for name, value in settings.items()}}
+    return [word for name, value in named.items() if value is not None for word in (f"--{name}", value)]

@@ -20,7 +20,9 @@ from tests import calls
 from tests.commands import make_photos
 from tests.test_loop import recipe_for
 
-NAMES = [name for name in optimizers.KINDS if name != "adamw-8bit"]
+SIDE = 80
+"""Large enough for states of 8 bits."""
+NAMES = list(optimizers.KINDS)
 
 
 class Fit:
@@ -29,8 +31,8 @@ class Fit:
     def __init__(self, name: str, rate: float) -> None:
         recipe = recipe_for(Path("model"), optimizer=name, weight_decay=0.0)
         draw = torch.Generator().manual_seed(0)
-        self.weights = {name: nn.Parameter(torch.randn(6, 4, generator=draw)) for name in ("one", "two")}
-        self.target = torch.randn(6, 6, generator=draw)
+        self.weights = {name: nn.Parameter(torch.randn(SIDE, 64, generator=draw) / 8) for name in ("one", "two")}
+        self.target = torch.randn(SIDE, SIDE, generator=draw)
         self.optimizer = optimizers.build([Group("unet", dict(self.weights), rate)], recipe)
 
     def steps(self, count: int) -> list[float]:
@@ -117,18 +119,17 @@ def test_a_schedule_free_optimiser_ships_its_average() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "accelerator", "message"),
+    ("values", "message"),
     [
-        ({"optimizer": "adamw-8bit"}, "cpu", "needs"),
-        ({"optimizer": "muon", "targets": "wide"}, "cuda", "trains matrices alone"),
-        ({"optimizer": "muon", "method": "full"}, "cuda", "trains matrices alone"),
-        ({"optimizer": "schedule-free", "schedule": "cosine"}, "cuda", "takes the place of a schedule"),
-        ({"optimizer": "schedule-free", "warmup": 10}, "cuda", "takes the place of a schedule"),
+        ({"optimizer": "muon", "targets": "wide"}, "trains matrices alone"),
+        ({"optimizer": "muon", "method": "full"}, "trains matrices alone"),
+        ({"optimizer": "schedule-free", "schedule": "cosine"}, "takes the place of a schedule"),
+        ({"optimizer": "schedule-free", "warmup": 10}, "takes the place of a schedule"),
     ],
 )
-def test_refusals(values: dict[str, object], accelerator: str, message: str) -> None:
+def test_refusals(values: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        optimizers.require(recipe_for(Path("model"), **values), accelerator)
+        optimizers.require(recipe_for(Path("model"), **values))
 
 
 def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +138,7 @@ def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(optimizers.importlib, "import_module", missing)
     with pytest.raises(UserError, match=r"needs prodigyopt: pip install 'dreambooth\[optimizers\]', or use adamw"):
-        optimizers.require(recipe_for(Path("model"), optimizer="prodigy"), "cpu")
+        optimizers.require(recipe_for(Path("model"), optimizer="prodigy"))
 
 
 def test_the_average_is_the_recursion_written_out() -> None:

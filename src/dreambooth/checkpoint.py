@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -192,19 +192,34 @@ def _step(path: Path) -> int:
 
 
 def _flatten(state: Mapping[int, Mapping[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Take tensors and plain values apart, each by its path: "3.exp_avg", "3.quantised.absmax1"."""
     tensors, rest = {}, {}
-    for index, entries in state.items():
-        for name, value in entries.items():
-            if isinstance(value, Tensor):
-                tensors[f"{index}.{name}"] = value.detach().contiguous()
-            else:
-                rest[f"{index}.{name}"] = value
+    places: set[int] = set()
+    for path, value in _leaves(state):
+        if isinstance(value, Tensor):
+            # safetensors wants each tensor in memory of its own: 8-bit optimisers share their tables
+            shared = value.data_ptr() in places
+            tensors[path] = value.detach().clone() if shared else value.detach().contiguous()
+            places.add(value.data_ptr())
+        else:
+            rest[path] = value
     return tensors, rest
+
+
+def _leaves(tree: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value
 
 
 def _unflatten(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
     state: dict[int, dict[str, Any]] = {}
-    for key, value in {**tensors, **rest}.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
+    for path, value in {**tensors, **rest}.items():
+        index, *between, name = path.split(".")
+        place = state.setdefault(int(index), {})
+        for step in between:
+            place = place.setdefault(step, {})
+        place[name] = value
     return state

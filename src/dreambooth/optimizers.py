@@ -71,20 +71,14 @@ KINDS = {
 """Name in a recipe -> the optimiser."""
 
 
-def require(recipe: Recipe, accelerator: str) -> None:
-    """Refuse an optimiser that cannot work.
-
-    Args:
-        recipe: A resolved recipe.
-        accelerator: Device type.
+def require(recipe: Recipe) -> None:
+    """Refuse a resolved recipe's optimiser if it cannot work.
 
     Raises:
-        UserError: It is not installed, or does not go with the device or with other settings.
+        UserError: It is not installed, or does not go with other settings.
     """
     name = recipe.optimizer
     _class(name)
-    if name == "adamw-8bit" and accelerator != "cuda":
-        raise UserError(f"--optimizer adamw-8bit needs an NVIDIA GPU, not {accelerator}: use adamw")
     if name == "muon" and not (recipe.method == "lora" and recipe.targets == "attention"):
         raise UserError("--optimizer muon trains matrices alone: use it with --method lora --targets attention")
     if name == "schedule-free" and (recipe.schedule != "constant" or recipe.warmup):

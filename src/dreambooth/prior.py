@@ -115,7 +115,7 @@ def plan(
         steps=recipe.prior_steps,
         guidance=recipe.prior_guidance,
         size=recipe.resolution,
-        dtype=str(recipe.precision),
+        dtype=" on ".join(filter(None, (recipe.precision, recipe.base))),
         batch=batch_size(recipe.resolution),
         seed=SEED,
     )

@@ -15,7 +15,9 @@ from dreambooth.recipe import Recipe, Settings, read_yaml
 
 @app.command
 def train(
-    photos: Annotated[Path | None, Parameter(help="Folder of 3-5 photos of the subject.")] = None,
+    photos: Annotated[
+        list[str] | None, Parameter(help="Folder of 3-5 photos; for several subjects FOLDER:NOUN or NAME=FOLDER:NOUN.")
+    ] = None,
     /,
     *,
     class_noun: ClassNoun = None,
@@ -150,18 +152,35 @@ def demo(
 
 
 def _recipe(
-    photos: Path | None, noun: str | None, identifier: str | None, recipe: Path | None, settings: Settings | None
+    photos: list[str] | None, noun: str | None, identifier: str | None, recipe: Path | None, settings: Settings | None
 ) -> Recipe:
     """Join the recipe's file with the flags given, which win."""
     values: dict[str, Any] = read_yaml(recipe) if recipe else {}
     if settings is not None:
         values.update({name: getattr(settings, name) for name in settings.model_fields_set})
     subjects = values.get("subjects") or [{}]
-    given = {"photos": photos, "class_noun": noun, "identifier": identifier}
+    named = [_subject(text) for text in photos or []]
+    if len(named) > 1:
+        if noun or identifier:
+            raise UserError("--class and --identifier are for one subject: write NAME=FOLDER:NOUN for each of several")
+        return Recipe.of({**values, "subjects": named})
+    given = {"class_noun": noun, "identifier": identifier, **(named[0] if named else {})}
     if isinstance(subjects, list) and isinstance(subjects[0], dict):
         first = {**subjects[0], **{name: value for name, value in given.items() if value is not None}}
         subjects = [first, *subjects[1:]]
     return Recipe.of({**values, "subjects": subjects})
+
+
+def _subject(text: str) -> dict[str, Any]:
+    """Read FOLDER, FOLDER:NOUN or NAME=FOLDER:NOUN; a folder that has such a name is one."""
+    if Path(text).exists():
+        return {"photos": text}
+    name, equals, rest = text.partition("=")
+    folder, colon, noun = (rest if equals else text).rpartition(":")
+    if not colon or "/" in noun or "\\" in noun:
+        folder, noun = (rest if equals else text), ""
+    given = {"photos": folder, "class_noun": noun, "identifier": name if equals else ""}
+    return {key: value for key, value in given.items() if value}
 
 
 def _dry_run(recipe: Recipe, as_json: bool) -> None:

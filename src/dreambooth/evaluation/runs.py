@@ -12,8 +12,9 @@ from PIL import Image
 
 from dreambooth import environment, photos
 from dreambooth.errors import UserError
-from dreambooth.evaluation import embeddings, encoders, limitations, masks, metrics, statistics
+from dreambooth.evaluation import embeddings, encoders, leakage, limitations, masks, metrics, statistics
 from dreambooth.evaluation.encoders import Encoder
+from dreambooth.evaluation.leakage import Leak
 from dreambooth.evaluation.limitations import Finding
 from dreambooth.evaluation.masks import Masked
 from dreambooth.evaluation.material import Material, Plan, draw_all, gather
@@ -101,10 +102,19 @@ def evaluate(
     with opened.lock():
         draw_all(material, reporter)
         evaluation = judge(material, judges, options, extra, reporter, masked)
+        if len(opened.recipe.subjects) > 1:
+            _add_leakage(evaluation, leakage.measure(opened, judges.identity, plan, reporter))
         write_json(opened.path / "evaluation" / "evaluation.json", evaluation.document)
         write_json(opened.path / "scores.json", evaluation.document["scores"])
         report(opened.path)
     return evaluation
+
+
+def _add_leakage(evaluation: Evaluation, found: Sequence[Leak]) -> None:
+    material, document = evaluation.material, evaluation.document
+    nouns = [subject.class_noun for subject in material.run.recipe.subjects]
+    document["leakage"] = [leak.as_json() for leak in found]
+    document["findings"].append(_finding(leakage.finding(found, nouns), material))
 
 
 def load_judges(run: Run, identity: str | None = None, clip: str | None = None) -> Judges:

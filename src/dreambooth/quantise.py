@@ -1,0 +1,66 @@
+"""A frozen denoiser in fewer bits, for a LoRA on top of it to be trained in less memory (QLoRA).
+
+Dettmers et al. 2023, https://arxiv.org/abs/2305.14314: 4-bit normal floats; 2022, https://arxiv.org/abs/2208.07339:
+8-bit integers. By bitsandbytes, layer by layer, so that the device never holds the whole in full precision.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+from torch import nn
+
+from dreambooth.errors import UserError
+
+LEAST = 4096
+"""Smaller layers stay as they are: they cost nothing."""
+
+
+def require() -> None:
+    """Refuse where bitsandbytes is not installed.
+
+    Raises:
+        UserError: It is not.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError("--base needs bitsandbytes: pip install 'dreambooth[8bit]', or leave it out")
+
+
+def quantise(module: nn.Module, kind: str, dtype: torch.dtype, device: torch.device) -> None:
+    """Replace the linear layers of a frozen network, in place, and move it to the device.
+
+    Args:
+        module: The network, on the CPU.
+        kind: "nf4" or "int8".
+        dtype: What the layers compute in.
+        device: Where they go.
+    """
+    made = {
+        name: _layer(layer, kind, dtype).to(device)
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear) and layer.weight.numel() >= LEAST
+    }
+    for name, layer in made.items():
+        module.set_submodule(name, layer)
+    module.to(device)
+    # what peft asks in order to choose the layer that it wraps
+    setattr(module, {"nf4": "is_loaded_in_4bit", "int8": "is_loaded_in_8bit"}[kind], True)
+
+
+def _layer(layer: nn.Linear, kind: str, dtype: torch.dtype) -> nn.Module:
+    import bitsandbytes
+
+    weight = layer.weight.data
+    shape: dict[str, Any] = {"bias": layer.bias is not None}
+    made: Any
+    if kind == "nf4":
+        made = bitsandbytes.nn.Linear4bit(*layer.weight.shape[::-1], quant_type="nf4", compute_dtype=dtype, **shape)
+        made.weight = bitsandbytes.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", module=made)
+    else:
+        made = bitsandbytes.nn.Linear8bitLt(*layer.weight.shape[::-1], has_fp16_weights=False, threshold=6.0, **shape)
+        made.weight = bitsandbytes.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
+    made.bias = layer.bias
+    quantised: nn.Module = made.requires_grad_(False)
+    return quantised
