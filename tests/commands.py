@@ -128,6 +128,7 @@ def arguments(photos: Path, model: Path, out: Path, *more: str, steps: int = STE
     """Return a small `train` command that tells every step."""
     identifier = "<dog-1>" if "textual-inversion" in more else "ohwx"
     known = ["--class", "dog", "--identifier", identifier, "--allow", "identifier", "--samples", "0"]
+    known += ["--allow", "learning-rate"]
     length = ["--steps", str(steps), "--save-every", str(SAVE_EVERY), "--log-every", "1", "--learning-rate", "1e-4"]
     prior = [] if "--prior-count" in more else ["--prior-count", "2"]
     return ["train", photos, "--model", model, "--out", out, *known, *length, *prior, "--prior-steps", "2", *more]

@@ -25,7 +25,7 @@ def losses(method: str, model: Path, folder: Path) -> list[float]:
     folder.mkdir(exist_ok=True)
     photos = make_photos(folder / "photos")
     subject = {"photos": photos, "class_noun": "dog", "identifier": "sks"}
-    run = train(Recipe.of({**values, "allow": ["identifier"], "subjects": [subject]}), folder / "run")
+    run = train(Recipe.of({**values, "allow": ["identifier", "learning-rate"], "subjects": [subject]}), folder / "run")
     return [json.loads(line)["loss"] for line in (Run(run.path).path / "steps.jsonl").read_text().splitlines()]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ QUICK: dict[str, Any] = {
     "prior_guidance": 1.0,
     "inference_steps": 2,
     "samples": 0,
+    "allow": ["learning-rate"],
 }
 
 
@@ -164,7 +166,7 @@ def test_settings_that_matter_change_the_run(tiny_sd: Path, photos: Path, tmp_pa
         {"min_snr": 1.0},
         {"crops": 3},
         {"background_weight": 1.0},
-        {"warmup": 3},
+        {"warmup": 2},
         {"label": "a [V]"},
     ]
     runs = [run(tiny_sd, photos, tmp_path / str(k), **values) for k, values in enumerate(changes)]
@@ -180,7 +182,8 @@ def test_real_class_images_take_the_place_of_generated_ones(tiny_sd: Path, photo
 
 
 def test_two_subjects_each_with_their_name_and_class(tiny_sd: Path, photos: Path, tmp_path: Path) -> None:
-    subjects = [{"photos": photos, "class_noun": "dog"}, {"photos": photos, "class_noun": "mug"}]
+    other = shutil.copytree(photos, tmp_path / "other")
+    subjects = [{"photos": photos, "class_noun": "dog"}, {"photos": other, "class_noun": "mug"}]
     done = run(tiny_sd, photos, tmp_path / "run", subjects=subjects, samples=1)
     first, second = done.info["identifiers"]
     assert first != second

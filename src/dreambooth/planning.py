@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from diffusers import DiffusionPipeline
 
-from dreambooth import environment, families, identifier_search, identifiers, photos, presets, prior, prompts, samples, sampling
+from dreambooth import (
+    environment,
+    families,
+    identifier_search,
+    identifiers,
+    mistakes,
+    photos,
+    presets,
+    prior,
+    prompts,
+    samples,
+    sampling,
+)
 from dreambooth.errors import UserError
 from dreambooth.models import Source, choose_for_device, native_resolution, resolve
 from dreambooth.photos import Finding, Photo
@@ -69,6 +81,7 @@ def make_plans(recipe: Recipe) -> Plans:
         f"{entry.file}: {problem.message}" for found in findings for entry in found for problem in entry.problems
     ]
     warnings += [problem.message for found in findings for problem in photos.warnings(found)]
+    warnings += mistakes.look(mistakes.Plan(recipe, filled, source, native, [photos.usable(each) for each in findings]))
     if filled.method == "textual-inversion" and filled.prior_weight:
         warnings.append("class images change nothing in textual inversion: their prompts do not hold the new token")
     return Plans(filled, {**reasons, **derived}, source, findings, class_images, warnings)
