@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save_file
+from torch import nn
 
 from dreambooth.families import Family
+from dreambooth.files import write_json
 from dreambooth.methods import Group, rate, trained_components
 from dreambooth.models import Source
 from dreambooth.precision import storage_dtype
 from dreambooth.recipe import Recipe
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+SHARD = "5GB"
+UNUSED = (".bin", ".ckpt", ".msgpack", ".onnx", ".pt")
+"""Endings of weights that nothing here reads."""
 
 
 def attach(pipe: DiffusionPipeline, family: Family, recipe: Recipe) -> list[Group]:
@@ -24,13 +38,48 @@ def attach(pipe: DiffusionPipeline, family: Family, recipe: Recipe) -> list[Grou
 
 
 def save(pipe: DiffusionPipeline, family: Family, source: Source, recipe: Recipe, folder: Path) -> None:
-    """Write a stock pipeline folder: the base model with the trained components in place of its own."""
+    """Write a stock pipeline folder: the base model with the trained components in place of its own.
+
+    The other parts of a model folder are copied as they are, and the denoiser is written shard by shard: no second
+    model is held in memory.
+    """
     dtype = storage_dtype(recipe)
     trained = trained_components(pipe, family, recipe)
-    whole = family.load(source, dtype)
+    if source.path.is_dir():
+        shutil.copytree(source.path, folder, dirs_exist_ok=True, ignore=lambda at, names: _ignored(at, source, trained))
+    else:
+        rest = family.load(source, dtype)
+        rest.save_pretrained(folder)
+        for name in trained:
+            shutil.rmtree(folder / name)
     for name, module in trained.items():
-        getattr(whole, name).load_state_dict(module.state_dict())
-    whole.save_pretrained(folder)
+        if module is family.denoiser(pipe):
+            _stream(module, folder / name, dtype)
+        else:
+            copy.deepcopy(module).to(dtype).save_pretrained(folder / name)
+
+
+def _ignored(at: str, source: Source, trained: Mapping[str, nn.Module]) -> set[str]:
+    """Leave out what is written anew, and whatever else lies in a hub folder beside the parts of the pipeline."""
+    path = Path(at)
+    if path != source.path:
+        return {file.name for file in path.iterdir() if file.suffix in UNUSED}
+    parts = {"model_index.json", *json.loads((path / "model_index.json").read_text(encoding="utf-8"))}
+    return {entry.name for entry in path.iterdir()} - (parts - {*trained})
+
+
+def _stream(module: Any, folder: Path, dtype: torch.dtype) -> None:
+    """Write a diffusers model as `save_pretrained` does, bringing one shard at a time to `dtype`."""
+    module.save_config(folder)
+    weights = module.state_dict()
+    pattern = WEIGHTS.replace(".safetensors", "{suffix}.safetensors")
+    split = split_torch_state_dict_into_shards(weights, filename_pattern=pattern, max_shard_size=SHARD)
+    for file, names in split.filename_to_tensors.items():
+        shard = {name: weights[name].detach().to("cpu", dtype).contiguous() for name in names}
+        save_file(shard, folder / file, metadata={"format": "pt"})
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        write_json(folder / f"{WEIGHTS}.index.json", index)
 
 
 def load(family: Family, source: Source, recipe: Recipe, folder: Path) -> DiffusionPipeline:
