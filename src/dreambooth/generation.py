@@ -17,6 +17,7 @@ from dreambooth.errors import UserError
 from dreambooth.files import atomic, write_json
 from dreambooth.images import grid, save_png
 from dreambooth.models import Source, native_resolution, resolve
+from dreambooth.placing import place
 from dreambooth.precision import DTYPES
 from dreambooth.progress import Reporter, Silent
 from dreambooth.run import Run
@@ -142,6 +143,8 @@ def find(name: str | Path, adapters: Sequence[str] = ()) -> Target:
     run = Run(name)
     if not run.exists:
         source = resolve(str(name))
+        for other, _ in given:
+            _require_lora_file(other)
         return Target(str(name), source, None, None, given, _defaults(source))
     _require_finished(run)
     recipe = run.recipe
@@ -153,8 +156,10 @@ def find(name: str | Path, adapters: Sequence[str] = ()) -> Target:
     )
     strengths = [strength for other, strength in given if _is_same(other, run)]
     measured = run.info.get("selection", {}).get("strength", 1.0)
-    strength = [measured, *strengths][-1] if recipe.method == "lora" else None
+    strength = [measured, *strengths][-1] if recipe.has_strength else None
     extras = [(other, strength) for other, strength in given if not _is_same(other, run)]
+    for each in [run, *(other for other, _ in extras)] if extras else []:
+        _require_lora_file(each)
     own = {"sampler": recipe.sampler, "steps": recipe.inference_steps, "guidance": recipe.guidance}
     defaults = _override(_defaults(source), size=recipe.resolution, **own)
     return Target(str(run.path), source, run, strength, extras, defaults)
@@ -179,7 +184,7 @@ def load(target: Target) -> DiffusionPipeline:
         strengths[f"extra{index}"] = strength
     if strengths:
         pipe.set_adapters(list(strengths), list(strengths.values()))
-    return pipe.to(device)
+    return place(pipe, device)
 
 
 def _add(pipe: DiffusionPipeline, run: Run, name: str) -> None:
@@ -254,10 +259,15 @@ def _parse_adapter(text: str) -> tuple[Run, float]:
     _require(math.isfinite(value), f"--adapter {text}: '{strength}' is no strength: write RUN=0.8")
     run = Run.open(path)
     _require_finished(run)
-    _require(
-        run.recipe.method == "lora", f"{path} is a run of {run.recipe.method}: only a LoRA run can be an --adapter"
-    )
+    kind = run.recipe.method if run.recipe.method != "lora" else run.recipe.adapter
+    _require(run.recipe.has_strength, f"{path} is a run of {kind}: only a LoRA run can be an --adapter")
     return run, value
+
+
+def _require_lora_file(run: Run) -> None:
+    recipe = run.recipe
+    fits = recipe.method != "lora" or recipe.is_lora
+    _require(fits, f"{run.path} is {recipe.adapter.upper()}, which goes with no other adapter: leave it out")
 
 
 def digest(run: Run) -> str:

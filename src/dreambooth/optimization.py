@@ -6,11 +6,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from dreambooth import checkpoint, interruption, looks, loop, methods, optimizers, prompts
+from dreambooth import checkpoint, frozen, interruption, looks, loop, methods, optimizers, placing, prompts
 from dreambooth.averaging import Average
 from dreambooth.batches import Item, Plan
 from dreambooth.cache import Memo, Row, Shelf, encode_photo, encode_prompt
@@ -18,7 +19,7 @@ from dreambooth.errors import UserError
 from dreambooth.job import Job
 from dreambooth.looks import Watch
 from dreambooth.photos import Photo
-from dreambooth.planning import caption
+from dreambooth.planning import caption, class_caption
 from dreambooth.progress import Step
 from dreambooth.recipe import Recipe
 
@@ -60,7 +61,9 @@ def prepare(job: Job, class_images: Sequence[Sequence[Photo]]) -> tuple[loop.Loo
     assert recipe.prior_weight is not None, "presets.fill leaves no weight open"
     plan = Plan(recipe.seed, subject_items, prior_items, recipe.batch_size, recipe.prior_weight)
     process = job.family.process(job.pipe)
-    return loop.Loop(prepared, prepared_optimizer, job.accelerator, process, plan, latents, recipe), weights
+    bare, as_class = job.accelerator.unwrap_model(prepared), partial(class_caption, recipe)
+    before = frozen.Frozen.of(bare, as_class) if frozen.is_needed(recipe) else None
+    return loop.Loop(prepared, prepared_optimizer, job.accelerator, process, plan, latents, recipe, before), weights
 
 
 def _items(job: Job, class_images: Sequence[Sequence[Photo]]) -> tuple[list[Item], list[Item]]:
@@ -72,6 +75,8 @@ def _items(job: Job, class_images: Sequence[Sequence[Photo]]) -> tuple[list[Item
         for photo in pool:
             rows = tuple(Row(photo, variant, mirrored) for variant, mirrored in views)
             subject_items.append(Item(rows, caption(recipe, index, photo)))
+            if recipe.prior_loss == "parent" and recipe.prior_weight:
+                prior_items.append(Item(rows, class_caption(recipe, subject_items[-1].prompt)))
         text = prompts.class_prompt(subject.class_noun)
         prior_items += [Item((Row(photo),), text) for photo in class_images[index]]
     return subject_items, prior_items
@@ -90,25 +95,32 @@ def _caches(
     texts: Memo[str, dict[str, Tensor]] | None = None
     if not methods.trains_text_encoders(recipe):
         texts = Memo(lambda prompt: encode_prompt(job.pipe, job.family, prompt), recipe.cache, Shelf())
-    if recipe.cache:
+    encoders = [name for name in job.pipe.components if name.startswith("text_encoder")]
+    placing.gather(job.pipe)
+    if not recipe.cache:
+        job.pipe.to(job.accelerator.device)
+        return latents, texts
+    with job.timed("caching"):
         rows = [row for item in items for row in item.rows]
-        with job.timed("caching"):
-            job.reporter.stage("caching", len(rows))
+        job.reporter.stage("caching", len(rows))
+        with _on_device(job, ["vae"]):
             latents.fill(rows, job.reporter.advance)
-            if texts is not None:
+        if texts is not None:
+            with _on_device(job, encoders):
                 texts.fill(sorted({item.prompt for item in items}), lambda: None)
-        _free(job)
     return latents, texts
 
 
-def _free(job: Job) -> None:
-    """Drop the parts that everything has been encoded with; where pictures are still drawn, off the accelerator."""
-    if job.recipe.select:
-        looks.park(job)
-        return
-    job.pipe.vae = None
-    if not methods.trains_text_encoders(job.recipe):
-        for name in [name for name in job.pipe.components if name.startswith("text_encoder")]:
+@contextmanager
+def _on_device(job: Job, names: Sequence[str]) -> Iterator[None]:
+    """Have parts on the accelerator while all is encoded with them; then drop them, unless pictures need them."""
+    for name in names:
+        job.pipe.components[name].to(job.accelerator.device)
+    yield
+    for name in names:
+        if job.recipe.select:
+            job.pipe.components[name].to("cpu")
+        else:
             setattr(job.pipe, name, None)
 
 

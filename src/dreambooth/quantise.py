@@ -6,6 +6,7 @@ Dettmers et al. 2023, https://arxiv.org/abs/2305.14314: 4-bit normal floats; 202
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from typing import Any
 
@@ -50,8 +51,7 @@ def quantise(module: nn.Module, kind: str, dtype: torch.dtype, device: torch.dev
 
 
 def _layer(layer: nn.Linear, kind: str, dtype: torch.dtype) -> nn.Module:
-    import bitsandbytes
-
+    bitsandbytes: Any = importlib.import_module("bitsandbytes")
     weight = layer.weight.data
     shape: dict[str, Any] = {"bias": layer.bias is not None}
     made: Any

@@ -107,7 +107,7 @@ def draw(
             chunk = slice(start, start + size)
             with _seeded(pipe, generators[start]):
                 result = pipe(
-                    list(texts[chunk]),
+                    prompt=list(texts[chunk]),
                     generator=list(generators[chunk]),
                     num_inference_steps=sampling.steps,
                     height=sampling.size,

@@ -11,13 +11,14 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers import DiffusionPipeline
 
-from dreambooth import environment, families, looks, methods, photos, presets, prior, samples
+from dreambooth import environment, families, looks, methods, photos, presets, prior, quantise, samples
 from dreambooth.files import atomic_folder
 from dreambooth.job import Job
 from dreambooth.looks import Watch
 from dreambooth.models import choose_for_device, native_resolution, resolve
 from dreambooth.optimization import optimise
 from dreambooth.photos import Photo
+from dreambooth.placing import place
 from dreambooth.planning import Plans, identify, make_plans
 from dreambooth.precision import storage_dtype
 from dreambooth.progress import Reporter, Silent
@@ -82,7 +83,7 @@ def make_class_images(
     open_recipe = Recipe.of({"model": name, "prior_count": count, "subjects": [subject]})
     recipe, _ = presets.fill(open_recipe, source, native_resolution(source), device.type)
     family = families.get(source.family)
-    pipe = family.load(source, storage_dtype(recipe)).to(device)
+    pipe = place(family.load(source, storage_dtype(recipe)), device)
     images = prior.plan(pipe, family, source, recipe, class_noun, folder)
     with prior.turn(images, reporter):
         prior.make(pipe, family, images, reporter)
@@ -123,7 +124,10 @@ def _begin(plans: Plans, out: Path | None, reporter: Reporter) -> Job:
     for name, reason in plans.reasons.items():
         if name in ("model", "precision"):
             job.reporter.say(f"{name} {getattr(recipe, name)}: {reason}")
-    pipe.to(accelerator.device)
+    if recipe.base:
+        denoiser = family.denoiser(pipe)
+        quantise.quantise(denoiser, recipe.base, storage_dtype(recipe), accelerator.device)
+    place(pipe, accelerator.device)
     return job
 
 
@@ -178,9 +182,9 @@ def _compare_threads(job: Job, earlier: dict[str, Any], described: dict[str, Any
 
 
 def _class_images(job: Job) -> list[list[Photo]]:
-    """Make or find each subject's class images. Without prior preservation there are none."""
+    """Make or find each subject's class images. Without prior preservation, or with one on photos, there are none."""
     recipe = job.recipe
-    if recipe.prior_weight == 0:
+    if recipe.prior_weight == 0 or recipe.prior_loss == "parent":
         return [[] for _ in recipe.subjects]
     if job.plans.class_images:
         return job.plans.class_images
@@ -236,9 +240,10 @@ def _finish(job: Job, watch: Watch | None) -> None:
     """Choose the adapter's strength, draw the pictures from what was shipped, and write the report."""
     if not job.is_main:
         return
-    by_strength = watch if job.recipe.method == "lora" else None
+    by_strength = watch if job.recipe.has_strength else None
     if job.recipe.samples or by_strength:
-        pipe = job.method.load(job.family, job.plans.source, job.recipe, job.run.adapter).to(job.accelerator.device)
+        shipped = job.method.load(job.family, job.plans.source, job.recipe, job.run.adapter)
+        pipe = place(shipped, job.accelerator.device)
         if by_strength:
             with job.timed("looking"):
                 _choose_strength(job, by_strength, pipe)

@@ -15,6 +15,7 @@ from dreambooth.evaluation.dreambench import Prompt
 from dreambooth.evaluation.pictures import PictureSet, cached, draw_missing
 from dreambooth.paths import cache_root
 from dreambooth.photos import Photo
+from dreambooth.placing import place
 from dreambooth.precision import storage_dtype
 from dreambooth.progress import Reporter
 from dreambooth.recipe import Recipe
@@ -126,7 +127,7 @@ def frozen_pipeline(run: Run) -> DiffusionPipeline:
     """Load a run's base model, on its device."""
     source = generation.find(run.path).source
     pipe = families.get(source.family).load(source, storage_dtype(run.recipe))
-    return pipe.to(environment.processes().device)
+    return place(pipe, environment.processes().device)
 
 
 def _siblings(noun: str) -> Sequence[str]:

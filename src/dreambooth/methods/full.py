@@ -56,7 +56,8 @@ def save(pipe: DiffusionPipeline, family: Family, source: Source, recipe: Recipe
         if module is family.denoiser(pipe):
             _stream(module, folder / name, dtype)
         else:
-            copy.deepcopy(module).to(dtype).save_pretrained(folder / name)
+            encoder: Any = copy.deepcopy(module).to(dtype)
+            encoder.save_pretrained(folder / name)
 
 
 def _ignored(at: str, source: Source, trained: Mapping[str, nn.Module]) -> set[str]:
