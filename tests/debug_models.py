@@ -1,7 +1,9 @@
 """Tiny random models of stock classes, for tests on the CPU: `python -m tests.debug_models NAME DIR`.
 
-`sd` predicts the noise, `sd-v` the velocity, at 32 px; `sdxl`, `flux` (dev) and `flux-schnell` draw 64 px images.
-CLIP's tokenizer is the real one; T5's knows letters and a few words.
+`sd` predicts the noise, `sd-v` the velocity, at 32 px; the others draw 64 px images: `sdxl`, `sd3` (3 medium without
+T5), `sd35` (3.5 medium), `flux` (dev), `flux-schnell`, `chroma`, `sana`, `z_image`, `qwen_image`, `flux2` (dev),
+`flux2-klein` and `flux2-klein-base`.
+CLIP's tokenizer is the real one; T5's knows letters and a few words, Gemma's letters.
 """
 
 from __future__ import annotations
@@ -14,13 +16,21 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AutoencoderDC,
     AutoencoderKL,
+    ChromaPipeline,
+    ChromaTransformer2DModel,
     DDIMScheduler,
     DiffusionPipeline,
+    DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    SanaPipeline,
+    SanaTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -30,6 +40,9 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Gemma2Config,
+    Gemma2Model,
+    GemmaTokenizer,
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
@@ -37,9 +50,11 @@ from transformers import (
 
 import dreambooth
 from dreambooth.identifiers import DEFAULT_IDENTIFIERS
+from tests import debug_models_llm
 
 TOKENIZER = Path(dreambooth.__path__[0]) / "data" / "clip_tokenizer"
 WIDTH = 8
+FLUX_LATENTS: dict[str, Any] = {"scaling_factor": 0.3611, "shift_factor": 0.1159, "quant": False}
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
@@ -91,10 +106,37 @@ def sdxl() -> DiffusionPipeline:
     )
 
 
+def sd3(has_t5: bool = True, **transformer: Any) -> DiffusionPipeline:
+    """Stable Diffusion 3: CLIP's tokens are filled up to T5's width, and T5 may be absent."""
+    return StableDiffusion3Pipeline(
+        vae=autoencoder(4, 64, scaling_factor=1.5305, shift_factor=0.0609, quant=False),
+        text_encoder=clip(CLIPTextModelWithProjection),
+        tokenizer=CLIPTokenizer.from_pretrained(TOKENIZER),
+        text_encoder_2=clip(CLIPTextModelWithProjection, layers=3),
+        tokenizer_2=CLIPTokenizer.from_pretrained(TOKENIZER, pad_token="!"),
+        text_encoder_3=t5(3 * WIDTH) if has_t5 else None,
+        tokenizer_3=t5_tokenizer() if has_t5 else None,
+        transformer=SD3Transformer2DModel(
+            sample_size=8,
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=3 * WIDTH,
+            caption_projection_dim=16,
+            pooled_projection_dim=2 * WIDTH,
+            pos_embed_max_size=8,
+            **transformer,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+
+
 def flux(guidance_embeds: bool = True, **flow: Any) -> DiffusionPipeline:
     """FLUX.1: dev, or schnell, which embeds no guidance and shifts by nothing."""
     return FluxPipeline(
-        vae=autoencoder(blocks=4, side=64, scaling_factor=0.3611, shift_factor=0.1159, quant=False),
+        vae=autoencoder(4, 64, **FLUX_LATENTS),
         text_encoder=clip(CLIPTextModel),
         tokenizer=CLIPTokenizer.from_pretrained(TOKENIZER),
         text_encoder_2=t5(),
@@ -114,12 +156,91 @@ def flux(guidance_embeds: bool = True, **flow: Any) -> DiffusionPipeline:
     )
 
 
+def chroma() -> DiffusionPipeline:
+    """Chroma: T5 alone, all modulation from one small network."""
+    return ChromaPipeline(
+        vae=autoencoder(4, 64, **FLUX_LATENTS),
+        text_encoder=t5(),
+        tokenizer=t5_tokenizer(),
+        transformer=ChromaTransformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=WIDTH,
+            axes_dims_rope=(2, 2, 4),
+            approximator_num_channels=16,
+            approximator_hidden_dim=16,
+            approximator_layers=1,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+    )
+
+
+def sana() -> DiffusionPipeline:
+    """Sana 1.5: Gemma 2, an autoencoder without a posterior (which reduces by 8 here, not by 32)."""
+    blocks = ("ResBlock", "ResBlock", "ResBlock", "EfficientViTBlock")
+    layers = {f"{half}_layers_per_block": (1, 1, 1, 1) for half in ("encoder", "decoder")}
+    widths = {f"{half}_block_out_channels": (4, 4, 8, 8) for half in ("encoder", "decoder")}
+    scales = {f"{half}_qkv_multiscales": ((), (), (), (5,)) for half in ("encoder", "decoder")}
+    return SanaPipeline(
+        tokenizer=gemma_tokenizer(),
+        text_encoder=Gemma2Model(
+            Gemma2Config(
+                vocab_size=128,
+                hidden_size=WIDTH,
+                intermediate_size=16,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                head_dim=4,
+            )
+        ),
+        vae=AutoencoderDC(
+            latent_channels=4,
+            attention_head_dim=4,
+            encoder_block_types=blocks,
+            decoder_block_types=blocks,
+            downsample_block_type="conv",
+            upsample_block_type="interpolate",
+            scaling_factor=0.41407,
+            **layers,
+            **widths,
+            **scales,
+        ),
+        transformer=SanaTransformer2DModel(
+            in_channels=4,
+            out_channels=4,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            num_layers=2,
+            num_cross_attention_heads=2,
+            cross_attention_head_dim=8,
+            cross_attention_dim=16,
+            caption_channels=WIDTH,
+            sample_size=8,
+            qk_norm="rms_norm_across_heads",
+        ),
+        scheduler=DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+    )
+
+
 MODELS: dict[str, Callable[[], DiffusionPipeline]] = {
     "sd": sd,
     "sd-v": lambda: sd("v_prediction"),
     "sdxl": sdxl,
+    "sd3": lambda: sd3(has_t5=False),
+    "sd35": lambda: sd3(dual_attention_layers=(0,), qk_norm="rms_norm"),
     "flux": lambda: flux(use_dynamic_shifting=True, shift=3.0),
     "flux-schnell": lambda: flux(guidance_embeds=False),
+    "chroma": chroma,
+    "sana": sana,
+    "z_image": lambda: debug_models_llm.z_image(autoencoder(4, 64, **FLUX_LATENTS)),
+    "qwen_image": debug_models_llm.qwen_image,
+    "flux2": debug_models_llm.flux2,
+    "flux2-klein": lambda: debug_models_llm.flux2_klein(is_distilled=True),
+    "flux2-klein-base": lambda: debug_models_llm.flux2_klein(is_distilled=False),
 }
 """Name of a debug model -> what makes it."""
 
@@ -154,9 +275,9 @@ def clip(kind: type[Any], layers: int = 2) -> Any:
     return kind(config)
 
 
-def t5() -> T5EncoderModel:
+def t5(width: int = WIDTH) -> T5EncoderModel:
     """T5's encoder."""
-    sizes = {"d_model": WIDTH, "d_kv": 4, "d_ff": 16, "num_layers": 2, "num_heads": 2}
+    sizes = {"d_model": width, "d_kv": 4, "d_ff": 16, "num_layers": 2, "num_heads": 2}
     return T5EncoderModel(T5Config(vocab_size=128, feed_forward_proj="gated-gelu", **sizes))
 
 
@@ -167,6 +288,13 @@ def t5_tokenizer() -> T5TokenizerFast:
     letters = [(letter, -4.0) for letter in string.ascii_letters + string.digits + ".,'-[]"]
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *pieces, *letters]
     return T5TokenizerFast(vocab=vocabulary, extra_ids=0, model_max_length=512)
+
+
+def gemma_tokenizer() -> GemmaTokenizer:
+    """Gemma's tokenizer over letters."""
+    marks = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "\u2581"]
+    letters = [*marks, *string.ascii_letters, *string.digits, *".,'-[]"]
+    return GemmaTokenizer(vocab={letter: index for index, letter in enumerate(letters)}, merges=[])
 
 
 def unet(down: tuple[str, ...], up: tuple[str, ...], **values: Any) -> UNet2DConditionModel:

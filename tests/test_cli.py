@@ -32,12 +32,13 @@ from tests.pictures import picture
 
 COMMON = {"--help", "--version", "-h"}
 SETTINGS = (
-    "--accumulation --allow --alpha --background-weight --batch-size --beta1 --beta2 --cache --crops --ema --flip "
-    "--gradient-checkpointing --guidance --inference-steps --keep --label --learning-rate --log-every "
-    "--max-grad-norm --method --min-snr --model --no-cache --no-flip --no-gradient-checkpointing --no-select "
-    "--no-train-text-encoder --optimizer --precision --prior-count --prior-guidance --prior-images --prior-steps "
-    "--prior-weight --rank --resolution --revision --sampler --samples --save-every --scenes --schedule --seed "
-    "--select --steps --targets --text-encoder-learning-rate --train-text-encoder --warmup --weight-decay"
+    "--accumulation --adapter --allow --alpha --background-weight --base --batch-size --beta1 --beta2 --cache "
+    "--crops --ema --flip --gradient-checkpointing --guidance --inference-steps --keep --label --learning-rate "
+    "--log-every --max-grad-norm --method --min-snr --model --no-cache --no-flip --no-gradient-checkpointing "
+    "--no-select --no-train-text-encoder --optimizer --precision --prior-count --prior-guidance --prior-images "
+    "--prior-steps --prior-weight --rank --resolution --revision --sampler --samples --save-every --scenes "
+    "--schedule --seed --select --steps --targets --text-encoder-learning-rate --train-text-encoder --warmup "
+    "--weight-decay"
 )
 """The flags of a recipe."""
 
@@ -57,6 +58,7 @@ FLAGS = {
         "--class-count --clip-encoder --count --diversity --held-out --identity-encoder --json --log-format --masks "
         "--out --prompts --references --seed RUNS"
     ),
+    "apply": "--clip-encoder --count --identity-encoder --json --kind --log-format --seed APPLICATIONS RUN",
     "bench": with_settings("--count --json --limit --log-format --out --prompts SUBJECTS"),
     "identifier": "--class --count --encoder --fast --json --letters --log-format --model --tokens",
     "prior": "--class --count --json --log-format --model --out",
@@ -232,7 +234,7 @@ class Lab:
         self.model = model
         self.photos = make_photos(home / "photos")
         self.run = home / "run"
-        settings = {"samples": 1, "inference_steps": 2, "learning_rate": 0.5, "guidance": 2.0}
+        settings = {"samples": 1, "inference_steps": 2, "learning_rate": 0.5, "guidance": 2.0, "allow": "learning-rate"}
         self.trained = train(self.photos, model, "--json", out=self.run, **settings)
 
 
@@ -549,7 +551,7 @@ REFUSED: dict[str, tuple[Builder, str]] = {
         training("--scenes", "a [V2] dog"),
         "prompt 'a [V2] dog' asks for [V2], which is not there: write [V]",
     ),
-    "a long scene": (training("--scenes", LONG), "has 83 tokens, 77 fit: shorten it, "),
+    "a long scene": (training("--scenes", f"a [V] {LONG}"), "has 85 tokens, 77 fit: shorten it, "),
     "a long caption": (
         lambda lab: ["train", captioned(lab.photos, LONG), "--class", "dog", "--model", lab.model],
         "the caption of 0.png, 'very very ",
@@ -562,7 +564,10 @@ REFUSED: dict[str, tuple[Builder, str]] = {
         training("--prior-images", "nowhere"),
         "nowhere: give a folder of real class images as --prior-images",
     ),
-    "an unknown refusal": (training("--allow", "all"), "--allow all: input should be 'identifier' or 'learning-rate'"),
+    "an unknown refusal": (
+        training("--allow", "all"),
+        "--allow all: input should be 'identifier', 'learning-rate', 'alpha', 'resolution',",
+    ),
     "no such run or model": (
         lambda lab: ["generate", "nothing", "x"],
         "there is no model 'nothing': give one of toybox, ",

@@ -43,6 +43,7 @@ COUNTED = {
     "optimizer": "prodigy",
     "ema": 0.9,
     "select": True,
+    "base": "nf4",
     "weight_decay": 0.1,
     "beta1": 0.8,
     "beta2": 0.99,
@@ -314,7 +315,7 @@ def test_nothing_is_left_open_and_every_choice_has_a_reason(tiny_sd: Path) -> No
         given = recipe(method=method, seed=3)
         filled, reasons = presets.fill(given, source, native_resolution(source), "cpu")
         left = {key for key, value in filled if value is None}
-        optional = {"model", "revision", "prior_images", "min_snr", "scenes", "ema"}
+        optional = {"model", "revision", "prior_images", "min_snr", "scenes", "ema", "base"}
         assert left == optional | unused[method]
         changed = {key for key, value in filled if value != getattr(given, key)}
         assert changed == set(reasons)

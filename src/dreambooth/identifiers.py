@@ -127,9 +127,7 @@ def languages(words: Collection[str]) -> dict[str, str]:
     return found
 
 
-def defaults(
-    class_noun: str, tokenizers: Sequence[PreTrainedTokenizerBase], taken: Collection[str] = ()
-) -> list[str]:
+def defaults(class_noun: str, tokenizers: Sequence[PreTrainedTokenizerBase], taken: Collection[str] = ()) -> list[str]:
     """Return the default identifiers that have no problems and are not taken by another subject.
 
     Raises:
@@ -181,9 +179,7 @@ def require_new(
     raise UserError(f"the identifier '{identifier}' {problem}: type {invent(class_noun, tokenizers, taken)} instead")
 
 
-def _good(
-    class_noun: str, tokenizers: Sequence[PreTrainedTokenizerBase], taken: Collection[str] = ()
-) -> Iterator[str]:
+def _good(class_noun: str, tokenizers: Sequence[PreTrainedTokenizerBase], taken: Collection[str] = ()) -> Iterator[str]:
     free = (word for word in DEFAULT_IDENTIFIERS if word not in taken)
     return (word for word in free if not problems(word, class_noun, tokenizers))
 

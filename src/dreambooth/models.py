@@ -25,7 +25,7 @@ from dreambooth.paths import cache_root
 PACKAGE = Path(__file__).parent
 
 # What a pipeline is made of: no single-file copies at the top level, no half-precision, EMA-less or other doubles.
-WANTED = ["model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors"]
+WANTED = ["model_index.json", "*/*.json", "*/*.txt", "*/*.jinja", "*/*.safetensors"]
 UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder", "vae_1_0")
 UNWANTED = ["*.fp16.*", "*.bf16.*", "*.non_ema.*", "*flax*", "*onnx*", "*openvino*", *(f"{p}/*" for p in UNUSED_PARTS)]
 WEIGHTLESS_PARTS = ("scheduler", "tokenizer")
@@ -347,8 +347,8 @@ def native_resolution(source: Source) -> int:
     (denoiser,) = (name for name in DENOISERS if (source.path / name).is_dir())
     config = json.loads((source.path / denoiser / "config.json").read_text(encoding="utf-8"))
     vae = json.loads((source.path / "vae" / "config.json").read_text(encoding="utf-8"))
-    if (
-        "sample_size" not in config
-    ):  # a transformer that takes any size: then the autoencoder's, which was trained at it
-        return int(vae["sample_size"])
-    return int(config["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1))
+    if "sample_size" not in config:
+        # A transformer that takes any size: then the autoencoder's, which was trained at it, if it says so.
+        return int(vae.get("sample_size", 1024))
+    blocks = vae.get("block_out_channels") or vae["encoder_block_out_channels"]  # the latter in Sana's
+    return int(config["sample_size"] * 2 ** (len(blocks) - 1))

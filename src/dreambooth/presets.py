@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
-from dreambooth import optimizers
+from dreambooth import contradictions, families, optimizers, quantise
 from dreambooth.errors import UserError
 from dreambooth.models import Source
 from dreambooth.recipe import Recipe
@@ -58,6 +59,39 @@ SAMPLING: dict[str, Preset] = {
         },
         "defaults of diffusers' StableDiffusionXLPipeline and of its DreamBooth scripts (100 class images)",
     ),
+    "sd3": Preset(
+        {
+            "prior_count": 100,
+            "prior_steps": 28,
+            "prior_guidance": 7.0,
+            "inference_steps": 28,
+            "guidance": 7.0,
+            "sampler": "euler",
+        },
+        "defaults of diffusers' StableDiffusion3Pipeline and of its DreamBooth scripts (100 class images)",
+    ),
+    "sd35-medium": Preset(
+        {
+            "prior_count": 100,
+            "prior_steps": 40,
+            "prior_guidance": 4.5,
+            "inference_steps": 40,
+            "guidance": 4.5,
+            "sampler": "euler",
+        },
+        "model card of Stable Diffusion 3.5 medium; diffusers' DreamBooth scripts (100 class images)",
+    ),
+    "sd35-large": Preset(
+        {
+            "prior_count": 100,
+            "prior_steps": 28,
+            "prior_guidance": 3.5,
+            "inference_steps": 28,
+            "guidance": 3.5,
+            "sampler": "euler",
+        },
+        "model card of Stable Diffusion 3.5 large; diffusers' DreamBooth scripts (100 class images)",
+    ),
     "flux": Preset(
         {
             "prior_count": 100,
@@ -80,8 +114,96 @@ SAMPLING: dict[str, Preset] = {
         },
         "model card of FLUX.1 schnell; diffusers' DreamBooth scripts (100 class images)",
     ),
+    "chroma": Preset(
+        {
+            "prior_count": 100,
+            "prior_steps": 40,
+            "prior_guidance": 3.0,
+            "inference_steps": 40,
+            "guidance": 3.0,
+            "sampler": "euler",
+        },
+        "diffusers docs/source/en/api/pipelines/chroma.md; class images as for FLUX.1",
+    ),
+    "sana": Preset(
+        {
+            "prior_count": 100,
+            "prior_steps": 28,
+            "prior_guidance": 4.5,
+            "inference_steps": 20,
+            "guidance": 4.5,
+            "sampler": "dpm++",
+        },
+        "defaults of diffusers' SanaPipeline and of its DreamBooth script (100 class images); 28 steps for Euler's "
+        "sampler from NVlabs/Sana scripts/inference.py",
+    ),
+    "z_image": Preset(
+        {
+            "prior_count": 100,
+            "prior_steps": 50,
+            "prior_guidance": 5.0,
+            "inference_steps": 50,
+            "guidance": 5.0,
+            "sampler": "euler",
+        },
+        "model card of Z-Image, whose scale of 4 is 5 where 1 is none; diffusers' DreamBooth script (100 class images)",
+    ),
+    "z-image-turbo": Preset(
+        {
+            "prior_count": 100,
+            "prior_steps": 9,
+            "prior_guidance": 1.0,
+            "inference_steps": 9,
+            "guidance": 1.0,
+            "sampler": "euler",
+        },
+        "model card of Z-Image Turbo; diffusers' DreamBooth script (100 class images)",
+    ),
+    "qwen_image": Preset(
+        {
+            "prior_count": 100,
+            "prior_steps": 50,
+            "prior_guidance": 4.0,
+            "inference_steps": 50,
+            "guidance": 4.0,
+            "sampler": "euler",
+        },
+        "model card of Qwen-Image; diffusers' DreamBooth script (100 class images)",
+    ),
+    "flux2": Preset(
+        {
+            "prior_count": 100,
+            "prior_steps": 50,
+            "prior_guidance": 4.0,
+            "inference_steps": 50,
+            "guidance": 4.0,
+            "sampler": "euler",
+        },
+        "defaults of diffusers' Flux2Pipeline and Flux2KleinPipeline; diffusers' DreamBooth script (100 class images)",
+    ),
+    "flux2-klein-4b": Preset(
+        {
+            "prior_count": 100,
+            "prior_steps": 4,
+            "prior_guidance": 1.0,
+            "inference_steps": 4,
+            "guidance": 1.0,
+            "sampler": "euler",
+        },
+        "model card of FLUX.2 klein 4B; diffusers' DreamBooth script (100 class images)",
+    ),
 }
 
+_SD3_LORA = Preset(
+    {"steps": 1000, "learning_rate": 1e-4, "rank": 16, "text_encoder_learning_rate": 5e-6},
+    "rate and rank of kohya's docs/sd3_train_network.md, steps as for FLUX.1; text-encoder rate from diffusers' "
+    "train_dreambooth_lora_sd3.py",
+)
+_SD3_FULL = Preset(
+    {"steps": 1000, "learning_rate": 1e-5, "text_encoder_learning_rate": 5e-6},
+    "the rate of the DreamBooth paper for its largest model (Ruiz et al. 2023); text-encoder rate from diffusers' "
+    "train_dreambooth_sd3.py; not measured on Stable Diffusion 3",
+)
 _FLUX_LORA = Preset(
     {"steps": 1000, "learning_rate": 1e-4, "rank": 16, "text_encoder_learning_rate": 5e-6},
     "rate and rank of ai-toolkit's train_lora_flux_24gb.yaml, steps within its 500 to 4000; text-encoder rate from "
@@ -94,6 +216,18 @@ _FLUX_FULL = Preset(
 _FLUX_TOKEN = Preset(
     {"steps": 3000, "learning_rate": 5e-4},
     "as for Stable Diffusion; CLIP alone learns the token, T5 reads it in pieces",
+)
+_FLOW_FULL = Preset(
+    {"steps": 1000, "learning_rate": 1e-5},
+    "the rate of the DreamBooth paper for its largest model (Ruiz et al. 2023); not measured on this one",
+)
+_Z_IMAGE_LORA = Preset(
+    {"steps": 500, "learning_rate": 1e-4, "rank": 4},
+    "diffusers examples/dreambooth/README_z_image.md; rank from its script's default",
+)
+_FLUX2_LORA = Preset(
+    {"steps": 500, "learning_rate": 1e-4, "rank": 4},
+    "diffusers examples/dreambooth/README_flux2.md; rank from its scripts' default",
 )
 
 TRAINING: dict[tuple[str, str], Preset] = {
@@ -126,12 +260,37 @@ TRAINING: dict[tuple[str, str], Preset] = {
         {"steps": 3000, "learning_rate": 5e-4},
         "as for Stable Diffusion: diffusers examples/textual_inversion/README.md",
     ),
+    **dict.fromkeys([("sd3", "lora"), ("sd35-medium", "lora"), ("sd35-large", "lora")], _SD3_LORA),
+    **dict.fromkeys([("sd3", "full"), ("sd35-medium", "full"), ("sd35-large", "full")], _SD3_FULL),
     **dict.fromkeys([("flux", "lora"), ("flux-schnell", "lora")], _FLUX_LORA),
     **dict.fromkeys([("flux", "full"), ("flux-schnell", "full")], _FLUX_FULL),
     **dict.fromkeys([("flux", "textual-inversion"), ("flux-schnell", "textual-inversion")], _FLUX_TOKEN),
+    ("chroma", "lora"): Preset(
+        {"steps": 1000, "learning_rate": 1e-4, "rank": 16},
+        "rate and rank of ai-toolkit's train_lora_chroma_24gb.yaml, steps within its 500 to 4000",
+    ),
+    ("chroma", "full"): _FLOW_FULL,
+    ("sana", "lora"): Preset(
+        {"steps": 500, "learning_rate": 1e-4, "rank": 4},
+        "diffusers examples/dreambooth/README_sana.md; rank from its script's default",
+    ),
+    ("sana", "full"): _FLOW_FULL,
+    **dict.fromkeys([("z_image", "lora"), ("z-image-turbo", "lora")], _Z_IMAGE_LORA),
+    ("qwen_image", "lora"): Preset(
+        {"steps": 500, "learning_rate": 2e-4, "rank": 4},
+        "diffusers examples/dreambooth/README_qwen.md; rank from its script's default",
+    ),
+    **dict.fromkeys([("flux2", "lora"), ("flux2-klein-4b", "lora")], _FLUX2_LORA),
+    **dict.fromkeys([("z_image", "full"), ("z-image-turbo", "full"), ("qwen_image", "full")], _FLOW_FULL),
+    **dict.fromkeys([("flux2", "full"), ("flux2-klein-4b", "full")], _FLOW_FULL),
 }
 
-LORA_RATE_FLOOR = {"toybox": 1e-4, "sd": 2e-5, "sdxl": 2e-5, "flux": 1e-5, "flux-schnell": 1e-5}
+LORA_RATE_FLOOR = {
+    **{"toybox": 1e-4, "sd": 2e-5, "sdxl": 2e-5},
+    **dict.fromkeys(["sd3", "sd35-medium", "sd35-large"], 1e-5),
+    **dict.fromkeys(["flux", "flux-schnell", "chroma", "sana"], 1e-5),
+    **dict.fromkeys(["z_image", "z-image-turbo", "qwen_image", "flux2", "flux2-klein-4b"], 1e-5),
+}
 """A LoRA below this rate learns nothing in a usual number of steps: full fine-tuning's rates lie there."""
 
 
@@ -174,17 +333,19 @@ def fill(recipe: Recipe, source: Source, resolution: int, accelerator: str) -> t
             derive(name, value, preset.source)
     derive("resolution", resolution, "the model's own")
     derive("precision", *_precision(accelerator))
-    if recipe.method == "lora":
+    if recipe.adapter == "rslora":
+        usual = TRAINING[chosen, "lora"].values["rank"]
+        derive("alpha", math.sqrt(usual), f"the root of {usual}, the rank that the rate is for: there a scale of 1")
+    elif recipe.has_strength:
         derive("alpha", float(recipe.rank or values["rank"]), "the rank: a scale of 1")
-    if recipe.method == "textual-inversion":
-        derive("prior_weight", 0.0, "the model is frozen but for a new token: its classes cannot drift")
-    else:
-        derive("prior_weight", 1.0, "Ruiz et al. 2023")
+    derive("prior_weight", *_prior_weight(recipe))
+    if recipe.method != "textual-inversion":
         derive("text_encoder_learning_rate", recipe.learning_rate or values["learning_rate"], "the denoiser's")
     steps = recipe.steps or values["steps"]
     derive("save_every", max(1, min(500, -(-steps // 4))), "a quarter of the run, at most 500 steps")
     filled = recipe.model_copy(update=values)
     _refuse(filled, chosen, accelerator)
+    _refuse_text_training(recipe, source)
     return filled, reasons
 
 
@@ -195,14 +356,31 @@ def _training(chosen: str, method: str) -> Preset:
     return TRAINING[chosen, method]
 
 
+def _prior_weight(recipe: Recipe) -> tuple[float, str]:
+    if recipe.method == "textual-inversion":
+        return 0.0, "the model is frozen but for a new token: its classes cannot drift"
+    if recipe.dco_beta:
+        return 0.0, "DCO keeps the class by itself (Lee et al. 2024)"
+    if recipe.l2_to_base and recipe.prior_loss == "images":
+        return 0.0, "the distance to the base model takes its place (Preserve and Personalize, 2025)"
+    return 1.0, "Ruiz et al. 2023"
+
+
 def _precision(accelerator: str) -> tuple[str, str]:
     if accelerator == "cuda":
         return "bf16", "the device computes in bf16; trained weights stay fp32"
     return "fp32", f"exact, and as fast as the others on {accelerator}"
 
 
+def _refuse_text_training(recipe: Recipe, source: Source) -> None:
+    if recipe.train_text_encoder and not families.get(source.family).TEXT_LORA_TARGETS:
+        chosen = key(source)
+        raise UserError(f"--train-text-encoder: the text encoder of {chosen} models is never trained: leave it out")
+
+
 def _refuse(recipe: Recipe, chosen: str, accelerator: str) -> None:
-    optimizers.require(recipe, accelerator)
+    optimizers.require(recipe)
+    contradictions.refuse(recipe)
     floor = LORA_RATE_FLOOR[chosen]
     rate = recipe.learning_rate or 0
     if recipe.method == "lora" and rate < floor and "learning-rate" not in recipe.allow:
@@ -214,10 +392,7 @@ def _refuse(recipe: Recipe, chosen: str, accelerator: str) -> None:
         )
     if recipe.precision == "fp16" and accelerator == "cpu":
         raise UserError("--precision fp16 does not work on a CPU: use fp32 or bf16")
-    for name in ("rank", "alpha"):
-        if recipe.method != "lora" and getattr(recipe, name) is not None:
-            raise UserError(f"--{name} is a setting of a LoRA: leave it out, or use --method lora")
-    for name in ("train_text_encoder", "text_encoder_learning_rate"):
-        if recipe.method == "textual-inversion" and getattr(recipe, name):
-            flag = "--" + name.replace("_", "-")
-            raise UserError(f"{flag} does not go with textual inversion, which trains a token alone: leave it out")
+    if recipe.base:
+        if recipe.method != "lora":
+            raise UserError(f"--base {recipe.base} freezes the denoiser in few bits: use it with --method lora")
+        quantise.require()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,11 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from dreambooth.errors import UserError
 from dreambooth.prompts import LABEL, require_label
 
-Refusal = Literal["identifier", "learning-rate"]
+Refusal = Literal["identifier", "learning-rate", "alpha", "resolution", "scenes", "guidance"]
 """Names of the refusals that `--allow` overrides."""
 
 
-LATER = ("label", "optimizer", "ema", "select")
+LATER = ("label", "adapter", "prior_loss", "dco_beta", "l2_to_base", "optimizer", "ema", "select", "base")
 """Settings that came after the first runs were made."""
 
 SHAPES = {
@@ -73,7 +74,10 @@ class Settings(BaseModel):
     warmup: int = Field(0, ge=0, description="Steps of linear warm-up.")
     batch_size: int = Field(1, ge=1, description="Photos an optimiser step; as many class images join them.")
     accumulation: Annotated[int, _aside("Forward passes a step is split over: less memory, same result.", ge=1)] = 1
-    rank: int | None = Field(None, ge=1, description="Rank of the LoRA.")
+    adapter: Literal["lora", "rslora", "dora", "lokr", "loha", "oft", "hra"] = Field(
+        "lora", description="Kind of adapter of --method lora; from lokr on, peft's own reader is needed for it."
+    )
+    rank: int | None = Field(None, ge=1, description="Rank of the LoRA; of OFT the side of its blocks.")
     alpha: float | None = Field(None, gt=0, description="The LoRA is scaled by alpha / rank. Default: the rank.")
     targets: Literal["attention", "wide"] = Field(
         "attention", description="Layers that get a LoRA: attention, or convolutions and feed-forward too."
@@ -83,10 +87,19 @@ class Settings(BaseModel):
     prior_weight: float | None = Field(
         None, ge=0, description="Lambda of the prior-preservation loss; 0: no class images. Textual inversion: 0."
     )
+    prior_loss: Literal["images", "distilled", "parent"] = Field(
+        "images", description="Keep the class by class images; by the frozen model on them; or on the photos as class."
+    )
     prior_count: int | None = Field(None, ge=1, description="Class images.")
     prior_images: Path | None = Field(None, description="Folder of real class images to use instead of generated ones.")
     prior_steps: int | None = Field(None, ge=1, description="Sampling steps of a class image.")
     prior_guidance: float | None = Field(None, ge=0, description="Guidance scale of a class image.")
+    dco_beta: float | None = Field(
+        None, gt=0, description="Beta of DCO, such as 1000: beat the frozen model, no more; off by default."
+    )
+    l2_to_base: float | None = Field(
+        None, gt=0, description="Weight of the squared distance to the base model's weights; off by default."
+    )
     min_snr: float | None = Field(None, gt=0, description="Gamma of min-SNR loss weighting; off by default.")
     resolution: int | None = Field(None, ge=16, description="Side of the square training images in pixels.")
     crops: int = Field(0, ge=0, description="Random crops of each photo beside the centre crop.")
@@ -106,6 +119,9 @@ class Settings(BaseModel):
     precision: Literal["fp32", "bf16", "fp16"] | None = Field(
         None, description="Arithmetic of the forward pass; trained weights stay fp32."
     )
+    base: Literal["nf4", "int8"] | None = Field(
+        None, description="Bits of the frozen denoiser under a LoRA; all of them by default."
+    )
     seed: int = Field(0, ge=0, description="Seed of every random draw.")
     gradient_checkpointing: Annotated[bool, _aside("Recompute activations in the backward pass: saves memory.")] = False
     cache: Annotated[bool, _aside("Encode photos and prompts once instead of at every step.")] = True
@@ -120,6 +136,23 @@ class Settings(BaseModel):
     inference_steps: Annotated[int | None, _aside("Sampling steps of the run's pictures.", ge=1)] = None
     guidance: Annotated[float | None, _aside("Guidance scale of the run's pictures.", ge=0)] = None
     allow: Annotated[tuple[Refusal, ...], _aside("Refusals to override, by the name that the refusal gives.")] = ()
+
+    @property
+    def is_lora(self) -> bool:
+        """Whether it trains a LoRA, which every reader of LoRA files takes, alone or with others."""
+        return self.method == "lora" and self.adapter in ("lora", "rslora", "dora")
+
+    @property
+    def has_strength(self) -> bool:
+        """Whether what it trains is added to the model, and so can be added more or less strongly."""
+        return self.method == "lora" and self.adapter not in ("oft", "hra")
+
+    @property
+    def lora_scale(self) -> float | None:
+        """What the B A of a LoRA is multiplied by; None where no LoRA is trained."""
+        if not self.is_lora or self.alpha is None or self.rank is None:
+            return None
+        return self.alpha / (math.sqrt(self.rank) if self.adapter == "rslora" else self.rank)
 
     @field_validator("label")
     @classmethod

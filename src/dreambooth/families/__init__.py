@@ -21,14 +21,27 @@ if TYPE_CHECKING:
 MODULES = {
     "sd": "dreambooth.families.sd",
     "sdxl": "dreambooth.families.sdxl",
+    "sd3": "dreambooth.families.sd3",
     "flux": "dreambooth.families.flux",
+    "chroma": "dreambooth.families.chroma",
+    "sana": "dreambooth.families.sana",
+    "z_image": "dreambooth.families.z_image",
+    "flux2": "dreambooth.families.flux2",
+    "qwen_image": "dreambooth.families.qwen_image",
 }
 """Family name -> the module that implements it."""
 
 PIPELINES = {
     "StableDiffusionPipeline": "sd",
     "StableDiffusionXLPipeline": "sdxl",
+    "StableDiffusion3Pipeline": "sd3",
     "FluxPipeline": "flux",
+    "ChromaPipeline": "chroma",
+    "SanaPipeline": "sana",
+    "ZImagePipeline": "z_image",
+    "Flux2Pipeline": "flux2",
+    "Flux2KleinPipeline": "flux2",
+    "QwenImagePipeline": "qwen_image",
 }
 """Class name in a model folder's `model_index.json` -> family name."""
 
@@ -129,6 +142,7 @@ def of(pipe: DiffusionPipeline) -> Family:
 
 
 if TYPE_CHECKING:
-    from dreambooth.families import flux, sd, sdxl
+    from dreambooth.families import chroma, flux, flux2, qwen_image, sana, sd, sd3, sdxl, z_image
 
-    _FAMILIES: tuple[Family, ...] = (sd, sdxl, flux)  # mypy holds each module against the Protocol
+    # mypy holds each module against the Protocol
+    _FAMILIES: tuple[Family, ...] = (sd, sdxl, sd3, flux, chroma, sana, z_image, qwen_image, flux2)

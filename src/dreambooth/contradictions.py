@@ -1,0 +1,55 @@
+"""Settings that contradict one another, each said in one line before any work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dreambooth.errors import UserError
+from dreambooth.recipe import Recipe
+
+
+def refuse(recipe: Recipe) -> None:
+    """Refuse a resolved recipe whose settings contradict one another.
+
+    Raises:
+        UserError: The first contradiction, and how to mend it.
+    """
+    for wrong, message in [*_of_adapters(recipe), *_of_losses(recipe)]:
+        if wrong:
+            raise UserError(message)
+
+
+def _of_adapters(recipe: Recipe) -> Iterator[tuple[bool, str]]:
+    kind, is_lora = recipe.adapter, recipe.method == "lora"
+    for name in ("rank", "alpha"):
+        given = getattr(recipe, name) is not None
+        yield not is_lora and given, f"--{name} is a setting of a LoRA: leave it out, or use --method lora"
+    yield not is_lora and kind != "lora", f"--adapter {kind} is a kind of --method lora: leave one of them out"
+    rotates = kind in ("oft", "hra")
+    mend = f"--adapter {kind} rotates: leave it out"
+    yield rotates and recipe.alpha is not None, f"--alpha scales what is added to the weights, and {mend}"
+    pairs = f"--rank {recipe.rank} is odd, and --adapter {kind} works in pairs: give an even one"
+    yield rotates and recipe.rank is not None and recipe.rank % 2 == 1, pairs
+    bits = f"--base {recipe.base} is for a LoRA, and --adapter {kind} is none: leave one of them out"
+    yield recipe.base is not None and is_lora and not recipe.is_lora, bits
+    vectors = "--optimizer muon trains matrices alone, and --adapter dora has vectors: use --adapter lora"
+    yield recipe.optimizer == "muon" and kind == "dora", vectors
+
+
+def _of_losses(recipe: Recipe) -> Iterator[tuple[bool, str]]:
+    inverts, prior = recipe.method == "textual-inversion", recipe.prior_loss
+    for name in ("train_text_encoder", "text_encoder_learning_rate"):
+        flag = "--" + name.replace("_", "-")
+        alone = f"{flag} does not go with textual inversion, which trains a token alone: leave it out"
+        yield inverts and bool(getattr(recipe, name)), alone
+    nothing = f"--prior-loss {prior} is of no use to textual inversion, which cannot change the class: leave it out"
+    yield inverts and prior != "images", nothing
+    keeps = "--dco-beta keeps the class by itself: leave out --prior-weight and --prior-loss"
+    yield recipe.dco_beta is not None and (recipe.prior_weight != 0 or prior != "images"), keeps
+    off = f"--prior-weight 0 switches --prior-loss {prior} off: leave one of them out"
+    yield prior != "images" and recipe.prior_weight == 0, off
+    folder = "--prior-loss parent learns from the photos: leave out --prior-images, or use --prior-loss distilled"
+    yield prior == "parent" and recipe.prior_images is not None, folder
+    measured = recipe.method == "full" or (recipe.method == "lora" and recipe.adapter in ("lora", "rslora"))
+    what = f"--adapter {recipe.adapter}" if recipe.method == "lora" else f"--method {recipe.method}"
+    yield recipe.l2_to_base is not None and not measured, f"--l2-to-base does not go with {what}: leave one of them out"
