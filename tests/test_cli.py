@@ -64,6 +64,7 @@ FLAGS = {
     "prior": "--class --count --json --log-format --model --out",
     "models": "--json",
     "report": "--json RUN",
+    "export": "--format --json --out --push-to-hub RUN",
     "demo": "--json --log-format --out",
     "cache list": "--json",
     "cache clear": "--json",

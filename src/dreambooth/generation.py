@@ -36,6 +36,7 @@ class Target:
         strength: Strength of its LoRA; None for a base model and for a fully fine-tuned one.
         extras: Further LoRA runs and their strengths.
         defaults: How it draws when nothing else is said.
+        files: Other trainers' LoRA files and their strengths.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Target:
     strength: float | None
     extras: list[tuple[Run, float]]
     defaults: Sampling
+    files: Sequence[tuple[Path, float]] = ()
 
     @property
     def adapters(self) -> list[tuple[Run, float]]:
@@ -97,7 +99,8 @@ def generate(
         sampler: A name of `sampling.SAMPLERS`.
         inference_steps: Denoising steps.
         size: Image side in pixels.
-        adapters: `RUN` or `RUN=strength` of further LoRA runs; the target's own run sets its strength.
+        adapters: `RUN` or `RUN=strength` of further LoRA runs; the target's own run sets its strength. `FILE` or
+            `FILE=strength` of another trainer's LoRA in a `.safetensors` file.
         reporter: Listens to the progress.
 
     Returns:
@@ -129,6 +132,8 @@ def generate(
     with atomic(folder / "grid.png") as temporary:
         grid(drawn, columns=count, labels=list(texts)).save(temporary, format="PNG")
     made = {"model": found.name, "adapters": [_entry(*each) for each in found.adapters], **asdict(settings)}
+    if found.files:
+        made["files"] = [{"path": str(file), "strength": strength} for file, strength in found.files]
     write_json(folder / "manifest.json", {**made, "images": [asdict(picture) for picture in wanted]})
     return folder
 
@@ -139,13 +144,14 @@ def find(name: str | Path, adapters: Sequence[str] = ()) -> Target:
     Raises:
         UserError: There is no such run or model, a run is not finished, or a run that is to have a strength has none.
     """
-    given = [_parse_adapter(text) for text in adapters]
+    given = [_parse_adapter(text) for text in adapters if not _is_lora_file(text)]
+    files = [_parse_file(text) for text in adapters if _is_lora_file(text)]
     run = Run(name)
     if not run.exists:
         source = resolve(str(name))
         for other, _ in given:
             _require_lora_file(other)
-        return Target(str(name), source, None, None, given, _defaults(source))
+        return Target(str(name), source, None, None, given, _defaults(source), files)
     _require_finished(run)
     recipe = run.recipe
     assert recipe.model is not None
@@ -158,11 +164,13 @@ def find(name: str | Path, adapters: Sequence[str] = ()) -> Target:
     measured = run.info.get("selection", {}).get("strength", 1.0)
     strength = [measured, *strengths][-1] if recipe.has_strength else None
     extras = [(other, strength) for other, strength in given if not _is_same(other, run)]
-    for each in [run, *(other for other, _ in extras)] if extras else []:
-        _require_lora_file(each)
+    own_fits = not (extras or files) or not recipe.has_adapter or recipe.is_lora
+    _require(own_fits, f"{run.path} is a run of {_kind(run)}, which goes with no other adapter: leave --adapter out")
+    for other, _ in extras:
+        _require_lora_file(other)
     own = {"sampler": recipe.sampler, "steps": recipe.inference_steps, "guidance": recipe.guidance}
     defaults = _override(_defaults(source), size=recipe.resolution, **own)
-    return Target(str(run.path), source, run, strength, extras, defaults)
+    return Target(str(run.path), source, run, strength, extras, defaults, files)
 
 
 def load(target: Target) -> DiffusionPipeline:
@@ -182,6 +190,11 @@ def load(target: Target) -> DiffusionPipeline:
     for index, (run, strength) in enumerate(target.extras):
         _add(pipe, run, f"extra{index}")
         strengths[f"extra{index}"] = strength
+    if target.files:
+        from dreambooth.export import reading  # which itself finds runs by this module
+    for index, (file, strength) in enumerate(target.files):
+        reading.add(pipe, file, f"file{index}")
+        strengths[f"file{index}"] = strength
     if strengths:
         pipe.set_adapters(list(strengths), list(strengths.values()))
     return place(pipe, device)
@@ -250,24 +263,43 @@ def _pictures(texts: Sequence[str], seeds: Sequence[int], target: Target) -> lis
     ]
 
 
-def _parse_adapter(text: str) -> tuple[Run, float]:
+def _strength(text: str) -> tuple[str, float]:
     path, _, strength = text.partition("=")
     try:
         value = float(strength or 1.0)
     except ValueError:
         value = math.nan
     _require(math.isfinite(value), f"--adapter {text}: '{strength}' is no strength: write RUN=0.8")
+    return path, value
+
+
+def _is_lora_file(text: str) -> bool:
+    return text.partition("=")[0].endswith(".safetensors")
+
+
+def _parse_file(text: str) -> tuple[Path, float]:
+    path, value = _strength(text)
+    _require(Path(path).is_file(), f"there is no file {path}: give a run folder or a LoRA in a .safetensors file")
+    return Path(path), value
+
+
+def _parse_adapter(text: str) -> tuple[Run, float]:
+    path, value = _strength(text)
     run = Run.open(path)
     _require_finished(run)
-    kind = run.recipe.method if run.recipe.method != "lora" else run.recipe.adapter
-    _require(run.recipe.has_strength, f"{path} is a run of {kind}: only a LoRA run can be an --adapter")
+    _require(run.recipe.has_strength, f"{path} is a run of {_kind(run)}: only a LoRA run can be an --adapter")
     return run, value
 
 
+def _kind(run: Run) -> str:
+    return run.recipe.adapter if run.recipe.method == "lora" else run.recipe.method
+
+
 def _require_lora_file(run: Run) -> None:
+    """A run on top of another: stock diffusers adds LoRA files alone, at all times and without a token."""
     recipe = run.recipe
-    fits = recipe.method != "lora" or recipe.is_lora
-    _require(fits, f"{run.path} is {recipe.adapter.upper()}, which goes with no other adapter: leave it out")
+    fits = recipe.method == "lora" and recipe.is_lora and not recipe.min_rank
+    _require(fits, f"{run.path} is a run of {_kind(run)}: only a plain LoRA can be put on top of another model")
 
 
 def digest(run: Run) -> str:

@@ -13,12 +13,12 @@ from typing import NoReturn
 from cyclopts import CycloptsError, UnusedCliTokensError
 from pydantic import ValidationError
 
-from dreambooth.cli import keeping, making, measuring
+from dreambooth.cli import applying, keeping, making, measuring, sharing
 from dreambooth.cli.shared import app
 from dreambooth.errors import RunError, UserError
 from dreambooth.recipe import first_problem
 
-__all__ = ["app", "keeping", "main", "making", "measuring"]
+__all__ = ["app", "applying", "keeping", "main", "making", "measuring", "sharing"]
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -74,7 +74,7 @@ def generate(
     inference_steps: Annotated[int | None, Parameter(help="Denoising steps.")] = None,
     size: Annotated[int | None, Parameter(help="Image side in pixels.")] = None,
     adapter: Annotated[
-        list[str] | None, Parameter(negative="", help="RUN=0.8: a run's strength, or a further LoRA run.")
+        list[str] | None, Parameter(negative="", help="RUN=0.8: a run's strength, a further LoRA run or LoRA FILE.")
     ] = None,
     log_format: LogFormat = "text",
     json: Json = False,
