@@ -33,12 +33,12 @@ from tests.pictures import picture
 COMMON = {"--help", "--version", "-h"}
 SETTINGS = (
     "--accumulation --adapter --allow --alpha --background-weight --base --batch-size --beta1 --beta2 --cache "
-    "--crops --ema --flip --gradient-checkpointing --guidance --inference-steps --keep --label --learning-rate "
-    "--log-every --max-grad-norm --method --min-snr --model --no-cache --no-flip --no-gradient-checkpointing "
-    "--no-select --no-train-text-encoder --optimizer --precision --prior-count --prior-guidance --prior-images "
-    "--prior-steps --prior-weight --rank --resolution --revision --sampler --samples --save-every --scenes "
-    "--schedule --seed --select --steps --targets --text-encoder-learning-rate --train-text-encoder --warmup "
-    "--weight-decay"
+    "--crops --dco-beta --ema --flip --gradient-checkpointing --guidance --inference-steps --keep --l2-to-base "
+    "--label --learning-rate --log-every --max-grad-norm --method --min-rank --min-snr --model --no-cache --no-flip "
+    "--no-gradient-checkpointing --no-select --no-train-text-encoder --optimizer --precision --prior-count "
+    "--prior-guidance --prior-images --prior-loss --prior-steps --prior-weight --rank --resolution --revision "
+    "--sampler --samples --save-every --scenes --schedule --seed --select --steps --targets "
+    "--text-encoder-learning-rate --train-text-encoder --warmup --weight-decay"
 )
 """The flags of a recipe."""
 
@@ -53,7 +53,7 @@ FLAGS = {
         "--adapter --count --guidance --inference-steps --json --log-format --negative --out --sampler --seed --size "
         "PROMPTS TARGET"
     ),
-    "check": "--json --resolution PHOTOS",
+    "check": "--json --resolution --sheet PHOTOS",
     "evaluate": (
         "--class-count --clip-encoder --count --diversity --held-out --identity-encoder --json --log-format --masks "
         "--out --prompts --references --seed RUNS"
@@ -166,7 +166,7 @@ def test_check(tmp_path: Path) -> None:
     checked = call("check", photos, "--resolution", 64, "--json")
     assert (checked.status, checked.err) == (0, "")
     found = json.loads(checked.out)
-    assert list(found) == ["photos"]
+    assert list(found) == ["photos", "warnings"]
     assert [(entry["file"], entry["used"]) for entry in found["photos"]] == [
         ("0.png", True),
         ("1.png", True),
@@ -177,10 +177,10 @@ def test_check(tmp_path: Path) -> None:
     ]
     problems = {entry["file"]: entry["problems"] for entry in found["photos"]}
     assert problems["0.png"] == []
-    assert [list(problem) for problem in problems["3.png"]] == [["kind", "message"]]
+    assert [list(problem) for problem in problems["3.png"]] == [["kind", "message", "risk"]]
     assert [problem["kind"] for problem in problems["3.png"] + problems["4.jpg"]] == ["duplicate", "unreadable"]
     text = call("check", photos, "--resolution", 64).out
-    assert f"3.png: not used\n  duplicate: {problems['3.png'][0]['message']}\n" in text
+    assert f"3.png: not used\n  duplicate: {problems['3.png'][0]['message']} (else " in text
 
 
 def test_the_cache_is_listed_and_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -358,12 +358,15 @@ def test_pillows_own_limit_is_set_aside_and_kept(folder, monkeypatch):
 # For programs
 
 
-def test_json_names_every_file(folder):
+def test_every_file_is_named(folder):
     (folder / "notes.pdf").write_text("x")
     suffix = "no photo by its suffix (.pdf), passed over: save it as JPEG or PNG if it is one"
-    good = [{"file": f"{index:02}.png", "used": True, "problems": []} for index in range(4)]
-    bad = {"file": "notes.pdf", "used": False, "problems": [{"kind": "not-a-photo", "message": suffix}]}
-    assert photos.to_json(photos.read(folder, 64)) == {"photos": [*good, bad]}
+    found = photos.read(folder, 64)
+    assert [(entry.file, entry.used) for entry in found] == [
+        *((f"{index:02}.png", True) for index in range(4)),
+        ("notes.pdf", False),
+    ]
+    assert [(each.kind, each.message) for each in found[-1].problems] == [("not-a-photo", suffix)]
 
 
 def test_importing_photos_loads_neither_torch_nor_the_heic_reader():

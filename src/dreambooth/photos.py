@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -123,20 +122,6 @@ def warnings(findings: Sequence[Finding]) -> list[Problem]:
         return []
     message = f"only {count} photo{'s' if count > 1 else ''} to learn from: 3 to 5, in different places, do better"
     return [Problem("few", message)]
-
-
-def to_json(findings: Sequence[Finding]) -> dict[str, Any]:
-    """Return what was found as `{"photos": [{"file", "used", "problems": [{"kind", "message"}]}]}`."""
-    return {
-        "photos": [
-            {
-                "file": finding.file,
-                "used": finding.used,
-                "problems": [{"kind": problem.kind, "message": problem.message} for problem in finding.problems],
-            }
-            for finding in findings
-        ]
-    }
 
 
 def open_upright(path: Path, background: str = "white") -> Image.Image:

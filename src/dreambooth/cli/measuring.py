@@ -14,6 +14,7 @@ from dreambooth.recipe import Settings
 if TYPE_CHECKING:
     from dreambooth.evaluation.bench import Bench
     from dreambooth.evaluation.statistics import Estimate
+    from dreambooth.photo_checks import Problem
 
 MEANINGS = {
     "dino": "likeness to the photos",
@@ -42,23 +43,33 @@ def check(
     /,
     *,
     resolution: Annotated[int, Parameter(help="Side of the training images in pixels.")] = 512,
+    sheet: Annotated[Path | None, Parameter(help="PNG to write: the photos with what was found.")] = None,
     json: Json = False,
 ) -> None:
-    """Say which photos will be used and what is wrong with each."""
-    from dreambooth import photos as photos_module
+    """Say which photos will be used, and what is wrong with each and with all of them."""
+    from dreambooth.files import atomic
+    from dreambooth.photo_doctor import examine, to_json
+    from dreambooth.photo_sheet import sheet as draw
 
     if resolution < 1:
         raise UserError(f"--resolution {resolution}: give a side in pixels, such as 512")
-    findings = photos_module.read(photos, resolution)
+    found = examine(photos, resolution)
+    if sheet:
+        with atomic(sheet) as temporary:
+            draw(found).save(temporary, format="PNG")
     if json:
-        print_json(photos_module.to_json(findings))
+        print_json(to_json(found))
         return
-    for finding in findings:
+    for finding in found.findings:
         print(f"{finding.file}: {'used' if finding.used else 'not used'}")
         for problem in finding.problems:
-            print(f"  {problem.kind}: {problem.message}")
-    for problem in photos_module.warnings(findings):
-        print(f"{problem.kind}: {problem.message}")
+            _print_problem(problem, "  ")
+    for problem in found.warnings:
+        _print_problem(problem, "")
+
+
+def _print_problem(problem: Problem, indent: str) -> None:
+    print(f"{indent}{problem.kind}: {problem.message}" + (f" (else {problem.risk})" if problem.risk else ""))
 
 
 @app.command
