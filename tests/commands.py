@@ -126,7 +126,7 @@ def make_photos(folder: Path) -> Path:
 
 def arguments(photos: Path, model: Path, out: Path, *more: str, steps: int = STEPS) -> list[str | Path]:
     """Return a small `train` command that tells every step."""
-    identifier = "<dog-1>" if "textual-inversion" in more else "ohwx"
+    identifier = "<dog-1>" if {"textual-inversion", "pivotal"} & set(more) else "ohwx"
     known = ["--class", "dog", "--identifier", identifier, "--allow", "identifier", "--samples", "0"]
     known += ["--allow", "learning-rate"]
     length = ["--steps", str(steps), "--save-every", str(SAVE_EVERY), "--log-every", "1", "--learning-rate", "1e-4"]

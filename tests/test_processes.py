@@ -60,7 +60,7 @@ def assert_close_runs(one: Path, other: Path) -> None:
     for ours, theirs in zip(steps_of(one), steps_of(other), strict=True):
         assert ours.keys() == theirs.keys()
         assert [v for v in ours.values() if v is not None] == pytest.approx(
-            [v for v in theirs.values() if v is not None], rel=1e-5
+            [v for v in theirs.values() if v is not None], rel=1e-5, abs=1e-9
         )
     ours, theirs = tensors_of(one / "adapter"), tensors_of(other / "adapter")
     assert ours.keys() == theirs.keys()
@@ -107,9 +107,16 @@ def test_class_images_are_shared_out_whatever_the_others_have_drawn_meanwhile(
         ((*FULL, "--batch-size", "2"), ("--accumulation", "2", "--gradient-checkpointing")),
         (("--batch-size", "1"), ("--accumulation", "2")),  # two images in four passes: half of them are idle
         (("--batch-size", "3", "--prior-weight", "0", "--train-text-encoder"), ()),
+        ((*FULL, "--prior-loss", "distilled"), ("--accumulation", "2", "--gradient-checkpointing")),
+        (
+            ("--prior-loss", "parent", "--l2-to-base", "1", "--min-rank", "2"),
+            ("--accumulation", "2"),
+        ),
+        (("--dco-beta", "9", "--min-rank", "2", "--batch-size", "2"), ("--gradient-checkpointing",)),
+        (("--method", "pivotal", "--batch-size", "2"), ("--accumulation", "2", "--gradient-checkpointing")),
         (("--method", "textual-inversion", "--batch-size", "2"), ("--accumulation", "2", "--gradient-checkpointing")),
     ],
-    ids=["full", "idle passes", "uneven", "textual inversion"],
+    ids=["full", "idle passes", "uneven", "distilled", "parent", "dco", "pivotal", "textual inversion"],
 )
 def test_however_the_images_are_spread(
     settings: tuple[str, ...], spread: tuple[str, ...], folder: Path, tiny_sd: Path, tmp_path: Path

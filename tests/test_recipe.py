@@ -26,12 +26,17 @@ COUNTED = {
     "schedule": "cosine",
     "warmup": 3,
     "batch_size": 2,
+    "adapter": "dora",
+    "min_rank": 2,
     "rank": 8,
     "alpha": 2.0,
     "targets": "wide",
     "train_text_encoder": True,
     "text_encoder_learning_rate": 1e-6,
     "prior_weight": 0.5,
+    "prior_loss": "distilled",
+    "dco_beta": 1000.0,
+    "l2_to_base": 1.0,
     "prior_count": 7,
     "prior_steps": 9,
     "prior_guidance": 2.0,
@@ -51,6 +56,7 @@ COUNTED = {
     "precision": "bf16",
     "seed": 1,
 }
+OFF = ("min_rank", "dco_beta", "l2_to_base")
 ASIDE = {
     "model": "elsewhere",
     "revision": "main",
@@ -103,8 +109,9 @@ def test_what_does_not_change_the_result_leaves_the_identity(setting: str) -> No
     assert name(changed) == name(recipe())
 
 
-def test_the_number_of_steps_counts_where_the_schedule_depends_on_it() -> None:
-    assert name(recipe(schedule="cosine", steps=5)) != name(recipe(schedule="cosine", steps=6))
+@pytest.mark.parametrize("phased", [{"schedule": "cosine"}, {"method": "pivotal"}])
+def test_the_number_of_steps_counts_where_what_they_do_depends_on_it(phased: dict[str, Any]) -> None:
+    assert name(recipe(**phased, steps=5)) != name(recipe(**phased, steps=6))
 
 
 @pytest.mark.parametrize(
@@ -147,7 +154,7 @@ def test_a_method_without_a_preset_is_refused(tiny_sd: Path, monkeypatch: pytest
     monkeypatch.delitem(presets.TRAINING, ("sd", "full"))
     with pytest.raises(UserError) as caught:
         presets.fill(recipe(method="full"), resolve(str(tiny_sd)), 32, "cpu")
-    mend = "use --method lora or --method textual-inversion"
+    mend = "use --method lora or --method textual-inversion or --method pivotal"
     assert str(caught.value) == f"--method full is not there for sd models: {mend}"
 
 
@@ -261,7 +268,7 @@ def test_yaml_takes_numbers_as_people_write_them(tmp_path: Path) -> None:
         ({"scenes": "a [V] dog"}, "--scenes a [V] dog: give a list"),
         ({"rank": -1}, "--rank -1: input should be greater than or equal to 1"),
         ({"rank": "much"}, "--rank much: input should be a valid integer, unable to parse string as an integer"),
-        ({"method": "lra"}, "--method lra: input should be 'lora', 'full' or 'textual-inversion'"),
+        ({"method": "lra"}, "--method lra: input should be 'lora', 'full', 'textual-inversion' or 'pivotal'"),
         ({"allow": ["everything"]}, "--allow everything: input should be 'identifier' or 'learning-rate'"),
     ],
 )
@@ -309,13 +316,13 @@ def test_files_that_are_no_recipe(content: bytes, said: str, tmp_path: Path) -> 
 
 def test_nothing_is_left_open_and_every_choice_has_a_reason(tiny_sd: Path) -> None:
     source = resolve(str(tiny_sd))
-    unused = {"lora": set(), "full": {"rank", "alpha"}}
+    unused = {"lora": set(), "pivotal": set(), "full": {"rank", "alpha"}}
     unused["textual-inversion"] = {"rank", "alpha", "text_encoder_learning_rate"}
     for method in unused:
         given = recipe(method=method, seed=3)
         filled, reasons = presets.fill(given, source, native_resolution(source), "cpu")
         left = {key for key, value in filled if value is None}
-        optional = {"model", "revision", "prior_images", "min_snr", "scenes", "ema", "base"}
+        optional = {"model", "revision", "prior_images", "min_snr", "scenes", "ema", "base", *OFF}
         assert left == optional | unused[method]
         changed = {key for key, value in filled if value != getattr(given, key)}
         assert changed == set(reasons)

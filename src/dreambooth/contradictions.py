@@ -20,24 +20,30 @@ def refuse(recipe: Recipe) -> None:
 
 
 def _of_adapters(recipe: Recipe) -> Iterator[tuple[bool, str]]:
-    kind, is_lora = recipe.adapter, recipe.method == "lora"
-    for name in ("rank", "alpha"):
-        given = getattr(recipe, name) is not None
-        yield not is_lora and given, f"--{name} is a setting of a LoRA: leave it out, or use --method lora"
-    yield not is_lora and kind != "lora", f"--adapter {kind} is a kind of --method lora: leave one of them out"
+    kind, adapts = recipe.adapter, recipe.has_adapter
+    for name in ("rank", "alpha", "min_rank"):
+        flag, given = "--" + name.replace("_", "-"), getattr(recipe, name) is not None
+        yield not adapts and given, f"{flag} is a setting of a LoRA: leave it out, or use --method lora"
+    yield not adapts and kind != "lora", f"--adapter {kind} is a kind of --method lora: leave one of them out"
     rotates = kind in ("oft", "hra")
     mend = f"--adapter {kind} rotates: leave it out"
     yield rotates and recipe.alpha is not None, f"--alpha scales what is added to the weights, and {mend}"
     pairs = f"--rank {recipe.rank} is odd, and --adapter {kind} works in pairs: give an even one"
     yield rotates and recipe.rank is not None and recipe.rank % 2 == 1, pairs
     bits = f"--base {recipe.base} is for a LoRA, and --adapter {kind} is none: leave one of them out"
-    yield recipe.base is not None and is_lora and not recipe.is_lora, bits
+    yield recipe.base is not None and adapts and not recipe.is_lora, bits
+    least, rank = recipe.min_rank or 0, recipe.rank or 0
+    yield adapts and least >= max(rank, 1), f"--min-rank {least} is no less than --rank {rank}: give a smaller one"
+    whole = f"--min-rank does not go with --adapter {kind}, whose ranks work as a whole: use lora or rslora"
+    yield least > 0 and kind not in ("lora", "rslora"), whole
     vectors = "--optimizer muon trains matrices alone, and --adapter dora has vectors: use --adapter lora"
     yield recipe.optimizer == "muon" and kind == "dora", vectors
 
 
 def _of_losses(recipe: Recipe) -> Iterator[tuple[bool, str]]:
     inverts, prior = recipe.method == "textual-inversion", recipe.prior_loss
+    token = "--train-text-encoder does not go with pivotal tuning, which trains a token there: leave it out"
+    yield recipe.method == "pivotal" and recipe.train_text_encoder, token
     for name in ("train_text_encoder", "text_encoder_learning_rate"):
         flag = "--" + name.replace("_", "-")
         alone = f"{flag} does not go with textual inversion, which trains a token alone: leave it out"
@@ -50,6 +56,6 @@ def _of_losses(recipe: Recipe) -> Iterator[tuple[bool, str]]:
     yield prior != "images" and recipe.prior_weight == 0, off
     folder = "--prior-loss parent learns from the photos: leave out --prior-images, or use --prior-loss distilled"
     yield prior == "parent" and recipe.prior_images is not None, folder
-    measured = recipe.method == "full" or (recipe.method == "lora" and recipe.adapter in ("lora", "rslora"))
-    what = f"--adapter {recipe.adapter}" if recipe.method == "lora" else f"--method {recipe.method}"
+    measured = recipe.method == "full" or (recipe.has_adapter and recipe.adapter in ("lora", "rslora"))
+    what = f"--adapter {recipe.adapter}" if recipe.has_adapter else f"--method {recipe.method}"
     yield recipe.l2_to_base is not None and not measured, f"--l2-to-base does not go with {what}: leave one of them out"

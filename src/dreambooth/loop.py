@@ -18,7 +18,8 @@ from dreambooth.cache import Memo, Row
 from dreambooth.diffusion import Process
 from dreambooth.errors import RunError
 from dreambooth.families import Family
-from dreambooth.losses import denoising
+from dreambooth.frozen import Frozen
+from dreambooth.losses import dco, denoising, distance
 from dreambooth.progress import Step
 from dreambooth.recipe import Recipe
 
@@ -69,6 +70,7 @@ class Loop:
         plan: The order of the data.
         latents: Encoded images.
         recipe: The resolved recipe.
+        frozen: The model as it was before training, where the recipe's loss compares with it.
     """
 
     trainee: nn.Module
@@ -78,6 +80,7 @@ class Loop:
     plan: Plan
     latents: Memo[Row, dict[str, Tensor]]
     recipe: Recipe
+    frozen: Frozen | None = None
 
 
 @dataclass(frozen=True)
@@ -102,9 +105,7 @@ def steps(loop: Loop, start: int) -> Iterator[Pending]:
     assert loop.recipe.steps is not None, "presets.fill leaves no steps open"
     weights = [weight for group in loop.optimizer.param_groups for weight in group["params"]]
     for step in range(start, loop.recipe.steps):
-        factor = rate_factor(step, loop.recipe)
-        for group in loop.optimizer.param_groups:
-            group["lr"] = group["peak"] * factor
+        resting = set_rates(loop.optimizer, step, loop.recipe)
         slots = loop.plan.slots(step)
         passes = share(slots, loop.recipe.accumulation, accelerator.process_index, accelerator.num_processes)
         parts_2 = torch.zeros(2, device=accelerator.device)
@@ -113,6 +114,8 @@ def steps(loop: Loop, start: int) -> Iterator[Pending]:
             last = index == len(passes) - 1
             with nullcontext() if last else accelerator.no_sync(loop.trainee):
                 parts_2 += backward(loop, batch)
+        for weight in resting:
+            weight.grad = None  # neither a step nor momentum
         grad_norm = accelerator.clip_grad_norm_(weights, loop.recipe.max_grad_norm)
         loop.optimizer.step()
         loop.optimizer.zero_grad()
@@ -128,15 +131,55 @@ def backward(loop: Loop, batch: Batch) -> Tensor:
     height, width = latents_BCHW.shape[-2:]
     t_B = loop.process.sample_t(batch.u_B.to(device), (height, width))
     noisy_BCHW = loop.process.mix(latents_BCHW, noise_BCHW, t_B)
-    predicted_BCHW = loop.trainee(noisy_BCHW, t_B, batch.prompts, batch.view_B4)
     target_BCHW = loop.process.target(latents_BCHW, noise_BCHW, t_B)
+    scale_B, prior_B = loop.process.weight(t_B, loop.recipe.min_snr), batch.prior_B.to(device)
+    frozen_BCHW = _frozen(loop, batch, noisy_BCHW, t_B, target_BCHW)
+    predicted_BCHW = loop.trainee(noisy_BCHW, t_B, batch.prompts, batch.view_B4)
+    if loop.recipe.prior_loss != "images":
+        target_BCHW = torch.where(prior_B.bool().view(-1, 1, 1, 1), frozen_BCHW, target_BCHW)
     # w_t || prediction - target ||^2, each image with its own t (Ruiz et al. 2023, eq. 1)
-    loss_B = loop.process.weight(t_B, loop.recipe.min_snr) * denoising(predicted_BCHW, target_BCHW, mask_B1HW)
+    loss_B = scale_B * denoising(predicted_BCHW, target_BCHW, mask_B1HW)
+    if loop.recipe.dco_beta:
+        loss_B = dco(loss_B, scale_B * denoising(frozen_BCHW, target_BCHW, mask_B1HW), loop.recipe.dco_beta)
     weighted_B = batch.weight_B.to(device) * loss_B
+    total = weighted_B.sum()
+    if loop.recipe.l2_to_base and loop.frozen:
+        # once a step: the weights of its photos add up to 1, whatever passes and processes they are spread over
+        share = (batch.weight_B * (1 - batch.prior_B)).sum().to(device)
+        apart = distance(loop.frozen.trained, loop.frozen.start, loop.recipe.lora_scale)
+        total = total + share * loop.recipe.l2_to_base * apart
     # Data-parallel training averages gradients over the processes; the loss is a sum over them.
-    loop.accelerator.backward(weighted_B.sum() * loop.accelerator.num_processes)
-    prior_B = batch.prior_B.to(device)
+    loop.accelerator.backward(total * loop.accelerator.num_processes)
     return torch.stack([(weighted_B * (1 - prior_B)).sum(), (weighted_B * prior_B).sum()]).detach()
+
+
+def _frozen(loop: Loop, batch: Batch, noisy_BCHW: Tensor, t_B: Tensor, target_BCHW: Tensor) -> Tensor:
+    """Return the frozen model's predictions for the images whose loss needs one, and the targets of the others.
+
+    DCO compares on the photos; the distilled prior (https://arxiv.org/abs/2506.06483) and the parent's, on photos as
+    class (as ai-toolkit's differential output preservation), take the prediction as the target of their images.
+    """
+    if loop.frozen is None:
+        return target_BCHW
+    of_photos, of_prior = loop.recipe.dco_beta is not None, loop.recipe.prior_loss != "images"
+    rows = [index for index, prior in enumerate(batch.prior_B.tolist()) if (of_prior if prior else of_photos)]
+    if not rows:
+        return target_BCHW
+    texts = [batch.prompts[index] for index in rows]
+    predicted_BCHW = loop.frozen.predict(noisy_BCHW[rows], t_B[rows], texts, batch.view_B4[rows])
+    return target_BCHW.index_copy(0, torch.tensor(rows, device=t_B.device), predicted_BCHW.to(target_BCHW.dtype))
+
+
+def set_rates(optimizer: torch.optim.Optimizer, step: int, recipe: Recipe) -> list[nn.Parameter]:
+    """Set the learning rates of a step (from 0); return the weights that rest, being trained in other steps."""
+    assert recipe.steps is not None, "presets.fill leaves no steps open"
+    factor = rate_factor(step, recipe)
+    resting: list[nn.Parameter] = []
+    for group in optimizer.param_groups:
+        begin, end = group.get("span", (0.0, 1.0))
+        group["lr"] = group["peak"] * factor
+        resting += [] if begin * recipe.steps <= step < end * recipe.steps else group["params"]
+    return resting
 
 
 def rate_factor(step: int, recipe: Recipe) -> float:

@@ -26,8 +26,9 @@ PACKAGE = Path(__file__).parent
 
 # What a pipeline is made of: no single-file copies at the top level, no half-precision, EMA-less or other doubles.
 WANTED = ["model_index.json", "*/*.json", "*/*.txt", "*/*.jinja", "*/*.safetensors"]
-UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder", "vae_1_0")
-UNWANTED = ["*.fp16.*", "*.bf16.*", "*.non_ema.*", "*flax*", "*onnx*", "*openvino*", *(f"{p}/*" for p in UNUSED_PARTS)]
+UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder", "vae_1_0", "text_encoders")
+HALVES = ["*.fp16[.-]*", "*.bf16[.-]*"]  # of one file and of several: model.fp16-00001-of-00002.safetensors
+UNWANTED = [*HALVES, "*.non_ema.*", "*flax*", "*onnx*", "*openvino*", *(f"{part}/*" for part in UNUSED_PARTS)]
 WEIGHTLESS_PARTS = ("scheduler", "tokenizer")
 DENOISERS = ("unet", "transformer")
 

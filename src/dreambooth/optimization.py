@@ -106,8 +106,11 @@ def _caches(
         with _on_device(job, ["vae"]):
             latents.fill(rows, job.reporter.advance)
         if texts is not None:
+            captions = {item.prompt for item in items}
+            if frozen.is_needed(recipe):
+                captions |= {class_caption(recipe, each) for each in captions}
             with _on_device(job, encoders):
-                texts.fill(sorted({item.prompt for item in items}), lambda: None)
+                texts.fill(sorted(captions), lambda: None)
     return latents, texts
 
 

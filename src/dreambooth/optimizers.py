@@ -88,7 +88,7 @@ def require(recipe: Recipe) -> None:
 def build(groups: Sequence[Group], recipe: Recipe) -> torch.optim.Optimizer:
     """Return the recipe's optimiser of groups of weights, each with its peak rate as `peak`."""
     kind = KINDS[recipe.optimizer]
-    settings = [{"params": list(g.parameters.values()), "lr": g.rate, "peak": g.rate} for g in groups]
+    settings = [{"params": list(g.parameters.values()), "lr": g.rate, "peak": g.rate, "span": g.span} for g in groups]
     options = dict(kind.options)
     if kind.betas:
         options["betas"] = (recipe.beta1, recipe.beta2)

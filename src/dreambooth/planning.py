@@ -23,7 +23,9 @@ from dreambooth import (
     samples,
     sampling,
 )
+from dreambooth.diffusion import Ddpm
 from dreambooth.errors import UserError
+from dreambooth.families import Family
 from dreambooth.models import Source, choose_for_device, native_resolution, resolve
 from dreambooth.photos import Finding, Photo
 from dreambooth.recipe import Recipe, Subject, identity
@@ -72,7 +74,7 @@ def make_plans(recipe: Recipe) -> Plans:
     source = resolve(recipe.model, recipe.revision)
     native = native_resolution(source)
     filled, derived = presets.fill(recipe, source, native, environment.processes().device.type)
-    _check_settings(filled, families.get(source.family).STRIDE)
+    _check_settings(filled, families.get(source.family))
     filled = _located(filled, source)
     assert filled.resolution is not None
     findings = [photos.read(subject.photos, filled.resolution) for subject in filled.subjects]
@@ -98,8 +100,10 @@ def identify(recipe: Recipe, pipe: DiffusionPipeline, pictures: Sequence[Sequenc
         others = [each.identifier for each in (*recipe.subjects, *subjects) if each.identifier and each is not subject]
         chosen = _identifier(recipe, subject, pipe, others)
         subjects.append(subject.model_copy(update={"identifier": chosen}))
+    if recipe.min_rank and not isinstance(families.of(pipe).process(pipe), Ddpm):
+        raise UserError("--min-rank follows the steps of a noise schedule, and this model is a flow: leave it out")
     named = recipe.model_copy(update={"subjects": tuple(subjects)})
-    if recipe.method == "textual-inversion":
+    if recipe.learns_token:
         readers = _with_tokens(readers, [str(each.identifier) for each in subjects])
     for index, pool in enumerate(pictures):
         for photo in pool:
@@ -111,7 +115,7 @@ def identify(recipe: Recipe, pipe: DiffusionPipeline, pictures: Sequence[Sequenc
 
 def _identifier(recipe: Recipe, subject: Subject, pipe: DiffusionPipeline, others: Sequence[str]) -> str:
     knowing = [pipe.components[name] for name in families.of(pipe).WORD_TOKENIZERS]
-    is_new = recipe.method == "textual-inversion"
+    is_new = recipe.learns_token
     if subject.identifier is None:
         if is_new:
             return identifiers.invent(subject.class_noun, knowing, others)
@@ -140,9 +144,19 @@ def caption(recipe: Recipe, index: int, photo: Photo) -> str:
     return prompts.fill(prompts.label(recipe.label, recipe.subjects[index].class_noun), [names[index]])
 
 
-def _check_settings(recipe: Recipe, stride: int) -> None:
+def class_caption(recipe: Recipe, text: str) -> str:
+    """Return a caption with the class in place of each subject."""
+    return prompts.as_class(text, [(each.identifier or "", each.class_noun) for each in recipe.subjects])
+
+
+def _check_settings(recipe: Recipe, family: Family) -> None:
     assert recipe.resolution
     assert recipe.sampler
+    stride = family.STRIDE
+    if recipe.targets not in family.LORA_TARGETS:
+        raise UserError(
+            f"--targets {recipe.targets} is not there for this model: use {' or '.join(family.LORA_TARGETS)}"
+        )
     if recipe.resolution % stride:
         near = recipe.resolution // stride * stride
         raise UserError(

@@ -25,6 +25,12 @@ class Preset:
     source: str
 
 
+def _alike(steps: int, guidance: float, source: str) -> Preset:
+    """Return presets of a model whose 100 class images are drawn like its other pictures, by Euler's sampler."""
+    class_images = {"prior_count": 100, "prior_steps": steps, "prior_guidance": guidance}
+    return Preset({**class_images, "inference_steps": steps, "guidance": guidance, "sampler": "euler"}, source)
+
+
 SAMPLING: dict[str, Preset] = {
     "toybox": Preset(
         {
@@ -48,83 +54,29 @@ SAMPLING: dict[str, Preset] = {
         },
         "diffusers' DreamBooth README (200 class images, guidance 7.5); OFT's evaluation (DPM-Solver++, 25 steps)",
     ),
-    "sdxl": Preset(
-        {
-            "prior_count": 100,
-            "prior_steps": 50,
-            "prior_guidance": 5.0,
-            "inference_steps": 50,
-            "guidance": 5.0,
-            "sampler": "euler",
-        },
+    "sdxl": _alike(
+        50,
+        5.0,
         "defaults of diffusers' StableDiffusionXLPipeline and of its DreamBooth scripts (100 class images)",
     ),
-    "sd3": Preset(
-        {
-            "prior_count": 100,
-            "prior_steps": 28,
-            "prior_guidance": 7.0,
-            "inference_steps": 28,
-            "guidance": 7.0,
-            "sampler": "euler",
-        },
+    "sd3": _alike(
+        28,
+        7.0,
         "defaults of diffusers' StableDiffusion3Pipeline and of its DreamBooth scripts (100 class images)",
     ),
-    "sd35-medium": Preset(
-        {
-            "prior_count": 100,
-            "prior_steps": 40,
-            "prior_guidance": 4.5,
-            "inference_steps": 40,
-            "guidance": 4.5,
-            "sampler": "euler",
-        },
+    "sd35-medium": _alike(
+        40,
+        4.5,
         "model card of Stable Diffusion 3.5 medium; diffusers' DreamBooth scripts (100 class images)",
     ),
-    "sd35-large": Preset(
-        {
-            "prior_count": 100,
-            "prior_steps": 28,
-            "prior_guidance": 3.5,
-            "inference_steps": 28,
-            "guidance": 3.5,
-            "sampler": "euler",
-        },
+    "sd35-large": _alike(
+        28,
+        3.5,
         "model card of Stable Diffusion 3.5 large; diffusers' DreamBooth scripts (100 class images)",
     ),
-    "flux": Preset(
-        {
-            "prior_count": 100,
-            "prior_steps": 28,
-            "prior_guidance": 3.5,
-            "inference_steps": 28,
-            "guidance": 3.5,
-            "sampler": "euler",
-        },
-        "defaults of diffusers' FluxPipeline and of its DreamBooth scripts (100 class images)",
-    ),
-    "flux-schnell": Preset(
-        {
-            "prior_count": 100,
-            "prior_steps": 4,
-            "prior_guidance": 0.0,
-            "inference_steps": 4,
-            "guidance": 0.0,
-            "sampler": "euler",
-        },
-        "model card of FLUX.1 schnell; diffusers' DreamBooth scripts (100 class images)",
-    ),
-    "chroma": Preset(
-        {
-            "prior_count": 100,
-            "prior_steps": 40,
-            "prior_guidance": 3.0,
-            "inference_steps": 40,
-            "guidance": 3.0,
-            "sampler": "euler",
-        },
-        "diffusers docs/source/en/api/pipelines/chroma.md; class images as for FLUX.1",
-    ),
+    "flux": _alike(28, 3.5, "defaults of diffusers' FluxPipeline and of its DreamBooth scripts (100 class images)"),
+    "flux-schnell": _alike(4, 0.0, "model card of FLUX.1 schnell; diffusers' DreamBooth scripts (100 class images)"),
+    "chroma": _alike(40, 3.0, "diffusers docs/source/en/api/pipelines/chroma.md; class images as for FLUX.1"),
     "sana": Preset(
         {
             "prior_count": 100,
@@ -137,61 +89,19 @@ SAMPLING: dict[str, Preset] = {
         "defaults of diffusers' SanaPipeline and of its DreamBooth script (100 class images); 28 steps for Euler's "
         "sampler from NVlabs/Sana scripts/inference.py",
     ),
-    "z_image": Preset(
-        {
-            "prior_count": 100,
-            "prior_steps": 50,
-            "prior_guidance": 5.0,
-            "inference_steps": 50,
-            "guidance": 5.0,
-            "sampler": "euler",
-        },
+    "z_image": _alike(
+        50,
+        5.0,
         "model card of Z-Image, whose scale of 4 is 5 where 1 is none; diffusers' DreamBooth script (100 class images)",
     ),
-    "z-image-turbo": Preset(
-        {
-            "prior_count": 100,
-            "prior_steps": 9,
-            "prior_guidance": 1.0,
-            "inference_steps": 9,
-            "guidance": 1.0,
-            "sampler": "euler",
-        },
-        "model card of Z-Image Turbo; diffusers' DreamBooth script (100 class images)",
-    ),
-    "qwen_image": Preset(
-        {
-            "prior_count": 100,
-            "prior_steps": 50,
-            "prior_guidance": 4.0,
-            "inference_steps": 50,
-            "guidance": 4.0,
-            "sampler": "euler",
-        },
-        "model card of Qwen-Image; diffusers' DreamBooth script (100 class images)",
-    ),
-    "flux2": Preset(
-        {
-            "prior_count": 100,
-            "prior_steps": 50,
-            "prior_guidance": 4.0,
-            "inference_steps": 50,
-            "guidance": 4.0,
-            "sampler": "euler",
-        },
+    "z-image-turbo": _alike(9, 1.0, "model card of Z-Image Turbo; diffusers' DreamBooth script (100 class images)"),
+    "qwen_image": _alike(50, 4.0, "model card of Qwen-Image; diffusers' DreamBooth script (100 class images)"),
+    "flux2": _alike(
+        50,
+        4.0,
         "defaults of diffusers' Flux2Pipeline and Flux2KleinPipeline; diffusers' DreamBooth script (100 class images)",
     ),
-    "flux2-klein-4b": Preset(
-        {
-            "prior_count": 100,
-            "prior_steps": 4,
-            "prior_guidance": 1.0,
-            "inference_steps": 4,
-            "guidance": 1.0,
-            "sampler": "euler",
-        },
-        "model card of FLUX.2 klein 4B; diffusers' DreamBooth script (100 class images)",
-    ),
+    "flux2-klein-4b": _alike(4, 1.0, "model card of FLUX.2 klein 4B; diffusers' DreamBooth script (100 class images)"),
 }
 
 _SD3_LORA = Preset(
@@ -230,10 +140,19 @@ _FLUX2_LORA = Preset(
     "diffusers examples/dreambooth/README_flux2.md; rank from its scripts' default",
 )
 
+_PIVOTAL = Preset(
+    {"steps": 2000, "learning_rate": 1e-4, "rank": 4, "text_encoder_learning_rate": 5e-4},
+    "README of github.com/cloneofsimo/lora: 1000 steps of the token, 1000 of the LoRA; rank as for a LoRA alone",
+)
+
 TRAINING: dict[tuple[str, str], Preset] = {
     ("toybox", "lora"): Preset({"steps": 300, "learning_rate": 2e-3, "rank": 16}, "measured on the toybox"),
     ("toybox", "full"): Preset(
         {"steps": 300, "learning_rate": 1e-4, "text_encoder_learning_rate": 2e-5}, "measured on the toybox"
+    ),
+    ("toybox", "pivotal"): Preset(
+        {"steps": 600, "learning_rate": 2e-3, "rank": 16, "text_encoder_learning_rate": 5e-3},
+        "the toybox's own LoRA after its own textual inversion",
     ),
     ("toybox", "textual-inversion"): Preset({"steps": 400, "learning_rate": 5e-3}, "measured on the toybox"),
     ("sd", "lora"): Preset(
@@ -256,6 +175,7 @@ TRAINING: dict[tuple[str, str], Preset] = {
         {"steps": 1000, "learning_rate": 4e-7, "text_encoder_learning_rate": 4e-7},
         "the rate SDXL was trained with, by kohya's sd-scripts README; steps as for Stable Diffusion",
     ),
+    **dict.fromkeys([("sd", "pivotal"), ("sdxl", "pivotal")], _PIVOTAL),
     ("sdxl", "textual-inversion"): Preset(
         {"steps": 3000, "learning_rate": 5e-4},
         "as for Stable Diffusion: diffusers examples/textual_inversion/README.md",
@@ -383,7 +303,7 @@ def _refuse(recipe: Recipe, chosen: str, accelerator: str) -> None:
     contradictions.refuse(recipe)
     floor = LORA_RATE_FLOOR[chosen]
     rate = recipe.learning_rate or 0
-    if recipe.method == "lora" and rate < floor and "learning-rate" not in recipe.allow:
+    if recipe.has_adapter and rate < floor and "learning-rate" not in recipe.allow:
         preset = TRAINING[chosen, "lora"].values["learning_rate"]
         raise UserError(
             f"--learning-rate {rate:g} is a rate of full fine-tuning, at which a LoRA would learn nothing: "
@@ -393,6 +313,6 @@ def _refuse(recipe: Recipe, chosen: str, accelerator: str) -> None:
     if recipe.precision == "fp16" and accelerator == "cpu":
         raise UserError("--precision fp16 does not work on a CPU: use fp32 or bf16")
     if recipe.base:
-        if recipe.method != "lora":
+        if not recipe.has_adapter:
             raise UserError(f"--base {recipe.base} freezes the denoiser in few bits: use it with --method lora")
         quantise.require()

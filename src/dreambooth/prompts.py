@@ -37,6 +37,19 @@ def class_prompt(class_noun: str) -> str:
     return article(class_noun)
 
 
+def as_class(text: str, names: Sequence[tuple[str, str]]) -> str:
+    """Return a prompt with the class in place of the subject: "a ohwx dog in the snow" gives "a dog in the snow".
+
+    Args:
+        text: The prompt.
+        names: Identifier and class noun of each subject.
+    """
+    for identifier, noun in names:
+        found = rf"(?<!\w)(an?\s+)?{re.escape(identifier)}(\s+{re.escape(noun)})?(?!\w)"
+        text = re.sub(found, lambda match, noun=noun: article(noun) if match[1] else noun, text)  # type: ignore[misc]
+    return text
+
+
 def require_label(template: str) -> str:
     """Return a label's template if it names the subject.
 

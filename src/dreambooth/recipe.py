@@ -20,7 +20,7 @@ Refusal = Literal["identifier", "learning-rate", "alpha", "resolution", "scenes"
 """Names of the refusals that `--allow` overrides."""
 
 
-LATER = ("label", "adapter", "prior_loss", "dco_beta", "l2_to_base", "optimizer", "ema", "select", "base")
+LATER = ("label", "adapter", "min_rank", "prior_loss", "dco_beta", "l2_to_base", "optimizer", "ema", "select", "base")
 """Settings that came after the first runs were made."""
 
 SHAPES = {
@@ -64,8 +64,8 @@ class Settings(BaseModel):
         str | None, _aside("Base model: a name from `dreambooth models`, hub id, folder or .safetensors.")
     ] = None
     revision: Annotated[str | None, _aside("Commit, tag or branch of a hub model.")] = None
-    method: Literal["lora", "full", "textual-inversion"] = Field(
-        "lora", description="Train a LoRA adapter, the whole denoiser, or the embedding of a new token alone."
+    method: Literal["lora", "full", "textual-inversion", "pivotal"] = Field(
+        "lora", description="Train a LoRA, the whole denoiser, a new token's embedding, or that first and then a LoRA."
     )
     label: str = Field(LABEL, description="Caption of the photos: [V] is the identifier, {class} the class noun.")
     steps: int | None = Field(None, ge=1, description="Optimiser steps.")
@@ -79,8 +79,11 @@ class Settings(BaseModel):
     )
     rank: int | None = Field(None, ge=1, description="Rank of the LoRA; of OFT the side of its blocks.")
     alpha: float | None = Field(None, gt=0, description="The LoRA is scaled by alpha / rank. Default: the rank.")
-    targets: Literal["attention", "wide"] = Field(
-        "attention", description="Layers that get a LoRA: attention, or convolutions and feed-forward too."
+    min_rank: int | None = Field(
+        None, ge=1, description="T-LoRA: rank at the most noise, --rank at none. Default: off."
+    )
+    targets: Literal["attention", "wide", "b-lora"] = Field(
+        "attention", description="Layers with a LoRA: attention; other layers too; attention in two blocks of SDXL."
     )
     train_text_encoder: bool = Field(False, description="Train the text encoder too, by the same method.")
     text_encoder_learning_rate: float | None = Field(None, gt=0, description="Peak learning rate of the text encoder.")
@@ -138,14 +141,24 @@ class Settings(BaseModel):
     allow: Annotated[tuple[Refusal, ...], _aside("Refusals to override, by the name that the refusal gives.")] = ()
 
     @property
+    def learns_token(self) -> bool:
+        """Whether identifiers are new tokens, which the model does not have yet."""
+        return self.method in ("textual-inversion", "pivotal")
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether it trains an adapter, of whatever kind."""
+        return self.method in ("lora", "pivotal")
+
+    @property
     def is_lora(self) -> bool:
         """Whether it trains a LoRA, which every reader of LoRA files takes, alone or with others."""
-        return self.method == "lora" and self.adapter in ("lora", "rslora", "dora")
+        return self.has_adapter and self.adapter in ("lora", "rslora", "dora")
 
     @property
     def has_strength(self) -> bool:
         """Whether what it trains is added to the model, and so can be added more or less strongly."""
-        return self.method == "lora" and self.adapter not in ("oft", "hra")
+        return self.has_adapter and self.adapter not in ("oft", "hra")
 
     @property
     def lora_scale(self) -> float | None:
@@ -231,12 +244,13 @@ def first_problem(error: ValidationError) -> str:
 
 
 def counted(recipe: Recipe) -> dict[str, Any]:
-    """Return the settings that a run's identity counts: no paths, no logging, no steps on a constant schedule.
+    """Return the settings that a run's identity counts: no paths, no logging, no steps where more only go on.
 
     Settings of `LATER` count where they are not the default: runs from before they were there keep their identity.
     """
     aside = {name for name, field in Recipe.model_fields.items() if _is_aside(field.json_schema_extra)}
-    aside |= {"subjects", "prior_images"} | ({"steps"} if recipe.schedule == "constant" else set())
+    is_phased = recipe.schedule != "constant" or recipe.method == "pivotal"
+    aside |= {"subjects", "prior_images"} | (set() if is_phased else {"steps"})
     aside |= {name for name in LATER if getattr(recipe, name) == Recipe.model_fields[name].default}
     subjects = [subject.model_dump(mode="json", exclude={"photos"}) for subject in recipe.subjects]
     return {"subjects": subjects, **recipe.model_dump(mode="json", exclude=aside)}

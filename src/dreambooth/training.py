@@ -117,7 +117,7 @@ def _begin(plans: Plans, out: Path | None, reporter: Reporter) -> Job:
         job.run = Run(Path("runs") / f"{recipe.subjects[0].photos.resolve().name}-{recipe.method}-{identity[:8]}")
     job.run.require_own(recipe, identity)
     for given, named in zip(plans.recipe.subjects, recipe.subjects, strict=True):
-        if given.identifier is None and recipe.method != "textual-inversion":
+        if given.identifier is None and not recipe.learns_token:
             job.reporter.say(f"identifier {named.identifier}: of the rare words at hand the model knows it least")
     for warning in plans.warnings:
         job.reporter.say(f"warning: {warning}")

@@ -71,3 +71,10 @@ def places(latents_BCHW: Tensor) -> Tensor:
 
 def spread(latents_BKHW: Tensor) -> Tensor:
     return latents_BKHW.amax((2, 3), keepdim=True) - latents_BKHW.amin((2, 3), keepdim=True)
+
+
+def posterior(encoded: Any) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of the latents that an autoencoder gives; of those that are not drawn it is 0."""
+    if "latent_dist" in encoded:
+        return encoded.latent_dist.mean, encoded.latent_dist.std
+    return encoded.latent, torch.zeros_like(encoded.latent)

@@ -18,28 +18,20 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from dreambooth import checkpoint, families, loop, methods, sampling
+from dreambooth import checkpoint, families, loop, methods, presets, sampling
 from dreambooth.batches import draw, share
 from dreambooth.diffusion import Flow
 from dreambooth.errors import UserError
+from dreambooth.models import CARDS, Card, Source
 from dreambooth.recipe import Recipe
 from dreambooth.samples import image_generator
 from tests.families.conftest import Model
-from tests.families.stock import PROMPTS, arguments, places, second_call, spied_steps, spread, unpacked
+from tests.families.stock import PROMPTS, arguments, places, posterior, second_call, spied_steps, spread, unpacked
 from tests.test_loop import make_loop, recipe_for
 
 MODELS = [
-    "sd",
-    "sdxl",
-    "sd35",
-    "flux",
-    "flux-schnell",
-    "chroma",
-    "sana",
-    "z_image",
-    "qwen_image",
-    "flux2",
-    "flux2-klein",
+    *("sd", "sdxl", "sd35", "flux", "flux-schnell", "chroma", "sana"),
+    *("z_image", "qwen_image", "flux2", "flux2-klein"),
 ]
 METHODS: list[tuple[str, dict[str, Any]]] = [
     ("lora", {"targets": "wide", "alpha": 3.0}),
@@ -89,6 +81,15 @@ def test_the_registry_and_the_families_agree() -> None:
 
 def test_every_family_is_tested(models: Callable[[str], Model]) -> None:
     assert {models(name).source.family for name in MODELS} == set(families.MODULES)
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
+def test_every_card_has_presets_that_its_family_understands(card: Card) -> None:
+    family, chosen = families.get(card.family), presets.key(Source(card.name, card.family, Path(), "", card))
+    assert presets.SAMPLING[chosen].values["sampler"] in family.SAMPLERS
+    assert {(chosen, method) in presets.TRAINING for method in ("lora", "full")} == {True}
+    assert chosen in presets.LORA_RATE_FLOOR
+    assert card.resolution % family.STRIDE == 0
 
 
 def test_a_module_has_everything_that_the_protocol_names(model: Model) -> None:
@@ -215,13 +216,6 @@ def test_images_are_encoded_to_what_the_stock_pipeline_decodes(model: Model) -> 
     mean_BKHW, std_BKHW = (places(unpacked(each, 0, 0)) for each in posterior(found))
     torch.testing.assert_close(encoded["mean_BCHW"] * slope_1K11 + offset_1K11, mean_BKHW, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(encoded["std_BCHW"] * slope_1K11, std_BKHW, rtol=1e-4, atol=1e-6)
-
-
-def posterior(encoded: Any) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of the latents that an autoencoder gives; of those that are not drawn it is 0."""
-    if "latent_dist" in encoded:
-        return encoded.latent_dist.mean, encoded.latent_dist.std
-    return encoded.latent, torch.zeros_like(encoded.latent)
 
 
 def test_half_precision_leaves_the_autoencoder_in_float32(model: Model) -> None:

@@ -9,7 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
+from huggingface_hub.utils import filter_repo_objects
 
+from dreambooth import models as found_models
 from dreambooth import prompts
 from dreambooth.diffusion import Flow
 from dreambooth.families import sd3
@@ -67,6 +69,26 @@ def test_the_tokens_of_all_encoders_in_their_places(whole: Model, lean: Diffusio
         t5_LD = pipe.text_encoder_3(read.input_ids).last_hidden_state[0]  # the filling is read too: no mask
     torch.testing.assert_close(row["prompt_embeds_LD"][77:], t5_LD)
     torch.testing.assert_close(row["pooled_D"], torch.cat([one.text_embeds[0], two.text_embeds[0]]))
+
+
+def test_the_doubles_in_its_repository_are_not_downloaded() -> None:
+    """A selection of the files of stabilityai/stable-diffusion-3.5-medium: 26 GB of them are doubles."""
+    needed = [
+        "model_index.json",
+        "text_encoder/model.safetensors",
+        "text_encoder_3/model-00001-of-00002.safetensors",
+        "text_encoder_3/model.safetensors.index.json",
+        "tokenizer_3/tokenizer.json",
+    ]
+    doubles = [
+        "sd3.5_medium.safetensors",
+        "text_encoder/model.fp16.safetensors",
+        "text_encoder_3/model.fp16-00001-of-00002.safetensors",
+        "text_encoder_3/model.safetensors.index.fp16.json",
+        "text_encoders/t5xxl_fp16.safetensors",
+    ]
+    wanted, unwanted = found_models.WANTED, found_models.UNWANTED
+    assert list(filter_repo_objects(needed + doubles, allow_patterns=wanted, ignore_patterns=unwanted)) == needed
 
 
 def test_times_are_logit_normal_and_shifted_by_3(whole: Model) -> None:

@@ -30,6 +30,7 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "euler": ("DPMSolverMultistepScheduler", {"solver_order": 1}),  # for a flow its first order is Euler's step
 }
 
+# The queries, keys and values as in diffusers' train_dreambooth_lora_sana.py, and what comes out.
 ATTENTION = (
     *("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0"),
     *("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"),

@@ -69,8 +69,8 @@ def process(pipe: DiffusionPipeline) -> Flow:
 def encode_prompts(pipe: DiffusionPipeline, prompts: Sequence[str]) -> list[dict[str, Tensor]]:
     """Encode each prompt to `prompt_embeds_LD` and `pooled_D`.
 
-    The tokens are CLIP's 77, of both encoders side by side and filled up with zeros to T5's width, then T5's 256. The
-    summary is the first CLIP's beside the second's.
+    The tokens are CLIP's 77, of both encoders side by side and filled up with zeros to T5's width, then T5's 256 (as
+    many as the stock pipeline reads). The summary is the first CLIP's beside the second's. There is no mask.
 
     Raises:
         UserError: A prompt is longer than the CLIP encoders can read.

@@ -26,7 +26,11 @@ from dreambooth.prompts import require_fits
 PIPELINES = ("StableDiffusionXLPipeline",)
 STRIDE = 8
 SAMPLERS = sampling.SAMPLERS
-LORA_TARGETS = common.UNET_TARGETS
+
+# B-LoRA's blocks: the content's and the style's (Frenkel et al. 2024, https://arxiv.org/abs/2403.14572)
+B_LORA = [f"up_blocks.0.attentions.{n}.transformer_blocks.{k}" for n in (0, 1) for k in range(10)]
+B_LORA_ATTENTION = tuple(f"{b}.attn{n}.{layer}" for b in B_LORA for n in (1, 2) for layer in common.UNET_ATTENTION)
+LORA_TARGETS = {**common.UNET_TARGETS, "b-lora": B_LORA_ATTENTION}
 TEXT_LORA_TARGETS = common.CLIP_ATTENTION
 READERS = WORD_TOKENIZERS = ("tokenizer", "tokenizer_2")
 

@@ -18,6 +18,7 @@ MODULES = {
     "lora": "dreambooth.methods.lora",
     "full": "dreambooth.methods.full",
     "textual-inversion": "dreambooth.methods.textual_inversion",
+    "pivotal": "dreambooth.methods.pivotal",
 }
 """Method name -> the module that implements it."""
 
@@ -30,11 +31,13 @@ class Group:
         component: Name of the component in the pipeline, such as "unet".
         parameters: Name -> weight, float32.
         rate: Peak learning rate.
+        span: Part of the steps in which they are trained: from a share of them, to a share of them.
     """
 
     component: str
     parameters: dict[str, nn.Parameter]
     rate: float
+    span: tuple[float, float] = (0.0, 1.0)
 
 
 class Method(Protocol):
@@ -60,7 +63,7 @@ def get(name: str) -> Method:
 
 def trains_text_encoders(recipe: Recipe) -> bool:
     """Whether something in the text encoders is trained, so that prompts cannot be encoded once for all steps."""
-    return recipe.train_text_encoder or recipe.method == "textual-inversion"
+    return recipe.train_text_encoder or recipe.learns_token
 
 
 def trained_components(pipe: DiffusionPipeline, family: Family, recipe: Recipe) -> dict[str, nn.Module]:

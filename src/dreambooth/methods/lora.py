@@ -5,7 +5,7 @@ https://arxiv.org/abs/2312.03732); "dora", with a magnitude of each output (Liu 
 https://arxiv.org/abs/2402.09353).
 
 Shipped as a folder of each component that peft loads: "lokr" and "loha", Kronecker and Hadamard products (Yeh et al.
-2023, https://arxiv.org/abs/2309.14859); "oft" and "hra", which rotate the inputs of a layer, by blocks (Qiu et al. 2023,
+2023, https://arxiv.org/abs/2309.14859); "oft" and "hra", which rotate a layer's inputs, by blocks (Qiu et al. 2023,
 https://arxiv.org/abs/2306.07280) and by Householder reflections (Yuan et al. 2024, https://arxiv.org/abs/2405.17484).
 BOFT is not here: without a CUDA extension that peft compiles, its butterfly has one factor, which is OFT.
 """
@@ -29,10 +29,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dreambooth.families import Family
-from dreambooth.methods import Group, rate, trained_components
+from dreambooth.methods import Group, rate, tlora, trained_components
 from dreambooth.models import Source
 from dreambooth.precision import storage_dtype
 from dreambooth.recipe import Recipe
+
+T_LORA = """This is a T-LoRA, whose ranks depend on the time of sampling: draw with `dreambooth generate`.
+Other readers take all ranks at all times, which is not what was trained.
+"""
 
 
 def attach(pipe: DiffusionPipeline, family: Family, recipe: Recipe) -> list[Group]:
@@ -44,6 +48,8 @@ def attach(pipe: DiffusionPipeline, family: Family, recipe: Recipe) -> list[Grou
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             cast(PeftAdapterMixin, module).add_adapter(_config(recipe, module, targets))
+        if recipe.min_rank and is_denoiser:
+            tlora.mask_ranks(module, cast(int, recipe.rank), recipe.min_rank)
         cast_training_params(module, torch.float32)
         trained = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
         groups.append(Group(name, trained, rate(recipe, family, pipe, module)))
@@ -58,6 +64,8 @@ def save(pipe: DiffusionPipeline, family: Family, source: Source, recipe: Recipe
         assert scale is not None, "presets.fill leaves no rank and no alpha open"
         parts = {name: _layers(part, scale, part is not family.denoiser(pipe)) for name, part in trained.items()}
         type(pipe).save_lora_weights(folder, **{f"{name}_lora_layers": layers for name, layers in parts.items()})
+        if recipe.min_rank:
+            (folder / "README.md").write_text(T_LORA, encoding="utf-8")
         return
     for name, module in trained.items():
         _save_folder(module, source, folder / name)
@@ -78,6 +86,8 @@ def load(family: Family, source: Source, recipe: Recipe, folder: Path) -> Diffus
     pipe = family.load(source, storage_dtype(recipe))
     if recipe.is_lora:
         pipe.load_lora_weights(folder, adapter_name="subject")
+        if recipe.min_rank:
+            tlora.mask_ranks(family.denoiser(pipe), cast(int, recipe.rank), recipe.min_rank)
         return pipe
     for name, module in trained_components(pipe, family, recipe).items():
         PeftModel.from_pretrained(module, folder / name, adapter_name="subject")  # puts its layers into the module
@@ -103,7 +113,7 @@ def _oft(recipe: Recipe, module: nn.Module, names: list[str]) -> OFTConfig:
     Of convolutions larger than 1 x 1 peft adds up overlapping patches, so that its OFT would not begin as the identity.
     """
     endings = tuple(f".{name}" for name in names)
-    named = {name: part for name, part in module.named_modules() if name.endswith(endings)}
+    named = {name: part for name, part in module.named_modules() if f".{name}".endswith(endings)}
     larger = [name for name, part in named.items() if isinstance(part, nn.Conv2d) and part.kernel_size != (1, 1)]
     sides = [part.weight.shape[1] for part in named.values() if isinstance(part, nn.Linear | nn.Conv2d)]
     block = math.gcd(cast(int, recipe.rank), *sides)

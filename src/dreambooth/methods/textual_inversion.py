@@ -56,10 +56,15 @@ def save(pipe: DiffusionPipeline, family: Family, source: Source, recipe: Recipe
 def load(family: Family, source: Source, recipe: Recipe, folder: Path) -> DiffusionPipeline:
     """Load the base model and the embeddings into it."""
     pipe = family.load(source, storage_dtype(recipe))
+    put(pipe, family, recipe, folder)
+    return pipe
+
+
+def put(pipe: DiffusionPipeline, family: Family, recipe: Recipe, folder: Path) -> None:
+    """Put the embeddings that `save` wrote into a stock pipeline."""
     for name, encoder in family.text_encoders(pipe).items():
         files = [str(file) for file in _files(folder, name, recipe)]
         pipe.load_textual_inversion(files, tokenizer=_tokenizer(pipe, name), text_encoder=encoder)
-    return pipe
 
 
 def _put_learned_rows(embedding: nn.Embedding, inputs: tuple[Tensor, ...], embeds_BLD: Tensor) -> Tensor:
