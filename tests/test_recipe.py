@@ -269,7 +269,10 @@ def test_yaml_takes_numbers_as_people_write_them(tmp_path: Path) -> None:
         ({"rank": -1}, "--rank -1: input should be greater than or equal to 1"),
         ({"rank": "much"}, "--rank much: input should be a valid integer, unable to parse string as an integer"),
         ({"method": "lra"}, "--method lra: input should be 'lora', 'full', 'textual-inversion' or 'pivotal'"),
-        ({"allow": ["everything"]}, "--allow everything: input should be 'identifier' or 'learning-rate'"),
+        (
+            {"allow": ["everything"]},
+            "--allow everything: input should be 'identifier', 'learning-rate', 'alpha', 'resolution', 'scenes' or 'guidance'",
+        ),
     ],
 )
 def test_refusals(values: dict[str, Any], said: str) -> None:
