@@ -34,11 +34,11 @@ COMMON = {"--help", "--version", "-h"}
 SETTINGS = (
     "--accumulation --adapter --allow --alpha --background-weight --base --batch-size --beta1 --beta2 --cache "
     "--crops --dco-beta --ema --flip --gradient-checkpointing --guidance --inference-steps --keep --l2-to-base "
-    "--label --learning-rate --log-every --max-grad-norm --method --min-rank --min-snr --model --no-cache --no-flip "
-    "--no-gradient-checkpointing --no-select --no-train-text-encoder --optimizer --precision --prior-count "
-    "--prior-guidance --prior-images --prior-loss --prior-steps --prior-weight --rank --resolution --revision "
-    "--sampler --samples --save-every --scenes --schedule --seed --select --steps --targets "
-    "--text-encoder-learning-rate --train-text-encoder --warmup --weight-decay"
+    "--label --learning-rate --log-every --max-grad-norm --memory --method --min-rank --min-snr --model --no- "
+    "cache --no-flip --no-gradient-checkpointing --no-select --no-train-text-encoder --optimizer --precision "
+    "--prior-count --prior-guidance --prior-images --prior-loss --prior-steps --prior-weight --rank --resolution "
+    "--revision --sampler --samples --save-every --scenes --schedule --seed --select --steps --targets --text- "
+    "encoder-learning-rate --train-text-encoder --warmup --weight-decay"
 )
 """The flags of a recipe."""
 
@@ -203,6 +203,7 @@ def test_the_cache_is_listed_and_cleared(tmp_path: Path, monkeypatch: pytest.Mon
     ("error", "status", "said"),
     [
         (RuntimeError("CUDA:\nout of memory"), 1, r"dreambooth: RuntimeError at making\.py:\d+: CUDA: out of memory"),
+        (torch.OutOfMemoryError("CUDA"), 1, r"dreambooth: the GPU's memory is full: give a smaller --size, or .*"),
         (PermissionError(13, "Permission denied", "x.png"), 1, r"dreambooth: Permission denied: x\.png"),
         (
             NotADirectoryError(20, "Not a directory", "x/y"),

@@ -57,6 +57,7 @@ COUNTED = {
     "seed": 1,
 }
 OFF = ("min_rank", "dco_beta", "l2_to_base")
+BY_MEMORY = ("memory", "accumulation", "gradient_checkpointing")
 ASIDE = {
     "model": "elsewhere",
     "revision": "main",
@@ -64,6 +65,7 @@ ASIDE = {
     "accumulation": 2,
     "prior_images": "elsewhere",
     "gradient_checkpointing": True,
+    "memory": 8.0,
     "cache": False,
     "save_every": 3,
     "keep": 9,
@@ -271,7 +273,8 @@ def test_yaml_takes_numbers_as_people_write_them(tmp_path: Path) -> None:
         ({"method": "lra"}, "--method lra: input should be 'lora', 'full', 'textual-inversion' or 'pivotal'"),
         (
             {"allow": ["everything"]},
-            "--allow everything: input should be 'identifier', 'learning-rate', 'alpha', 'resolution', 'scenes' or 'guidance'",
+            "--allow everything: input should be 'identifier', 'learning-rate', 'alpha', 'resolution', 'scenes', "
+            "'guidance' or 'memory'",
         ),
     ],
 )
@@ -325,7 +328,7 @@ def test_nothing_is_left_open_and_every_choice_has_a_reason(tiny_sd: Path) -> No
         given = recipe(method=method, seed=3)
         filled, reasons = presets.fill(given, source, native_resolution(source), "cpu")
         left = {key for key, value in filled if value is None}
-        optional = {"model", "revision", "prior_images", "min_snr", "scenes", "ema", "base", *OFF}
+        optional = {"model", "revision", "prior_images", "min_snr", "scenes", "ema", "base", *OFF, *BY_MEMORY}
         assert left == optional | unused[method]
         changed = {key for key, value in filled if value != getattr(given, key)}
         assert changed == set(reasons)

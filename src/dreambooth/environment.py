@@ -47,6 +47,12 @@ def describe(device: torch.device, processes: int) -> dict[str, Any]:
     }
 
 
+def restart_peak(device: torch.device) -> None:
+    """Measure the accelerator's peak memory from now on; elsewhere it is the process's, which nothing restarts."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_mb(device: torch.device) -> float:
     """Return the peak memory of this process so far in MB: of the accelerator where there is one, else resident."""
     if device.type == "cuda":

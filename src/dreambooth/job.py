@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 
+from dreambooth import environment
 from dreambooth.families import Family
 from dreambooth.methods import Method
 from dreambooth.photos import Photo
@@ -21,7 +22,13 @@ from dreambooth.run import Run
 
 @dataclass
 class Job:
-    """A run under way."""
+    """A run under way.
+
+    Attributes:
+        times: Seconds of each stage.
+        peaks: Peak memory of each stage in MB, as `environment.peak_mb` measures it.
+        step_mb: What a training step was expected to take, where somebody had to know.
+    """
 
     recipe: Recipe
     plans: Plans
@@ -33,6 +40,8 @@ class Job:
     run: Run
     photos: list[list[Photo]]
     times: dict[str, float] = field(default_factory=dict)
+    peaks: dict[str, int] = field(default_factory=dict)
+    step_mb: int | None = None
 
     @property
     def is_main(self) -> bool:
@@ -41,14 +50,16 @@ class Job:
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Add a stage's duration to the run's times."""
-        began = time.perf_counter()
+        """Add a stage's duration to the run's times, and note its peak of memory."""
+        began, device = time.perf_counter(), self.accelerator.device
+        environment.restart_peak(device)
         try:
             yield
         finally:
             self.times[name] = round(self.times.get(name, 0.0) + time.perf_counter() - began, 3)
+            self.peaks[name] = max(self.peaks.get(name, 0), round(environment.peak_mb(device)))
             if self.is_main:
-                self.run.update(times=self.times)
+                self.run.update(times=self.times, peaks=self.peaks)
 
     def warn(self, text: str) -> None:
         """Tell the user, and record it in the run."""

@@ -107,7 +107,7 @@ def steps(loop: Loop, start: int) -> Iterator[Pending]:
     for step in range(start, loop.recipe.steps):
         resting = set_rates(loop.optimizer, step, loop.recipe)
         slots = loop.plan.slots(step)
-        passes = share(slots, loop.recipe.accumulation, accelerator.process_index, accelerator.num_processes)
+        passes = share(slots, loop.recipe.accumulation or 1, accelerator.process_index, accelerator.num_processes)
         parts_2 = torch.zeros(2, device=accelerator.device)
         for index, part in enumerate(passes):
             batch = draw(part, loop.latents, loop.plan.seed, loop.recipe.background_weight)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dreambooth import checkpoint, frozen, interruption, looks, loop, methods, optimizers, placing, prompts
+from dreambooth import checkpoint, frozen, interruption, looks, loop, memory, methods, optimizers, placing, prompts
 from dreambooth.averaging import Average
 from dreambooth.batches import Item, Plan
 from dreambooth.cache import Memo, Row, Shelf, encode_photo, encode_prompt
@@ -53,7 +53,7 @@ def prepare(job: Job, class_images: Sequence[Sequence[Photo]]) -> tuple[loop.Loo
         module.train()
     if recipe.gradient_checkpointing:
         for module in (job.family.denoiser(job.pipe), *components.values()):
-            _checkpoint_gradients(module)
+            memory.checkpoint_gradients(module)
     trainee = loop.Trainee(job.pipe, job.family, components, texts)
     optimizer = optimizers.build(groups, recipe)
     weights: dict[str, Tensor] = {f"{g.component}.{name}": w for g in groups for name, w in g.parameters.items()}
@@ -125,11 +125,6 @@ def _on_device(job: Job, names: Sequence[str]) -> Iterator[None]:
             job.pipe.components[name].to("cpu")
         else:
             setattr(job.pipe, name, None)
-
-
-def _checkpoint_gradients(module: nn.Module) -> None:
-    name = "enable_gradient_checkpointing"  # as diffusers calls it
-    getattr(module, name if hasattr(module, name) else "gradient_checkpointing_enable")()
 
 
 @dataclass

@@ -27,6 +27,7 @@ class Kind:
         rate: Its own peak rate; None where AdamW's suits it.
         betas: Whether it takes both of the recipe's moments' decays.
         options: What else it is called with.
+        state: Bytes that it keeps for each trained weight.
         source: Where the settings come from.
     """
 
@@ -36,17 +37,21 @@ class Kind:
     rate: float | None = None
     betas: bool = True
     options: dict[str, Any] = field(default_factory=dict)
+    state: int = 8
     source: str = ""
 
 
 KINDS = {
     "adamw": Kind("torch.optim", "AdamW", options={"fused": True}),
-    "adamw-8bit": Kind("bitsandbytes.optim", "AdamW8bit", "8bit", source="Dettmers et al. 2021, arXiv:2110.02861"),
+    "adamw-8bit": Kind(
+        "bitsandbytes.optim", "AdamW8bit", "8bit", state=2, source="Dettmers et al. 2021, arXiv:2110.02861"
+    ),
     "adafactor": Kind(
         "transformers.optimization",
         "Adafactor",
         betas=False,
         options={"scale_parameter": False, "relative_step": False},
+        state=0,
         source="Shazeer and Stern 2018, arXiv:1804.04235, with AdamW's rate in place of its own",
     ),
     "muon": Kind(
@@ -54,6 +59,7 @@ KINDS = {
         "Muon",
         betas=False,
         options={"adjust_lr_fn": "match_rms_adamw"},
+        state=4,
         source="Jordan 2024; Liu et al. 2025, arXiv:2502.16982: steps as large as AdamW's, so that its rate suits",
     ),
     "prodigy": Kind(
@@ -62,6 +68,7 @@ KINDS = {
         "optimizers",
         rate=1.0,
         options={"use_bias_correction": True, "safeguard_warmup": True},
+        state=16,
         source="Mishchenko and Defazio 2023, arXiv:2306.06101: it finds the rate, 1 is its scale",
     ),
     "schedule-free": Kind(

@@ -164,7 +164,7 @@ def _check_settings(recipe: Recipe, family: Family) -> None:
         )
     sampling.require(recipe.sampler)
     images = recipe.batch_size * (2 if recipe.prior_weight else 1)
-    if recipe.accumulation > images:
+    if (recipe.accumulation or 1) > images:
         raise UserError(
             f"--accumulation {recipe.accumulation} splits a step of {images} image{'s' if images > 1 else ''}: "
             f"give {images} or less, or a larger --batch-size"

@@ -213,4 +213,5 @@ def hush_libraries() -> None:
     for library in (diffusers_logging, transformers_logging):
         library.set_verbosity(logging.CRITICAL)
         library.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)  # kernels that it misses, though nobody asked for them
     warnings.filterwarnings("ignore", module=r"(diffusers|transformers|peft)\b")

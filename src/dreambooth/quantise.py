@@ -38,16 +38,27 @@ def quantise(module: nn.Module, kind: str, dtype: torch.dtype, device: torch.dev
         dtype: What the layers compute in.
         device: Where they go.
     """
-    made = {
-        name: _layer(layer, kind, dtype).to(device)
-        for name, layer in module.named_modules()
-        if isinstance(layer, nn.Linear) and layer.weight.numel() >= LEAST
-    }
+    made = {name: _layer(layer, kind, dtype).to(device) for name, layer in layers(module).items()}
     for name, layer in made.items():
         module.set_submodule(name, layer)
     module.to(device)
     # what peft asks in order to choose the layer that it wraps
     setattr(module, {"nf4": "is_loaded_in_4bit", "int8": "is_loaded_in_8bit"}[kind], True)
+
+
+def layers(module: nn.Module) -> dict[str, nn.Linear]:
+    """Return the layers that are quantised, by name."""
+    linear = {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
+    return {name: layer for name, layer in linear.items() if layer.weight.numel() >= LEAST}
+
+
+def nbytes(layer: nn.Linear, kind: str) -> int:
+    """Return the bytes of a layer's weight once it is quantised, with its scales.
+
+    One scale for 64 weights, itself of eight bits (QLoRA section 3, double quantisation); or one for a row.
+    """
+    count, rows = layer.weight.numel(), layer.weight.shape[0]
+    return count // 2 + count // 64 if kind == "nf4" else count + 4 * rows
 
 
 def _layer(layer: nn.Linear, kind: str, dtype: torch.dtype) -> nn.Module:

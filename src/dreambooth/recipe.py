@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from dreambooth.errors import UserError
 from dreambooth.prompts import LABEL, require_label
 
-Refusal = Literal["identifier", "learning-rate", "alpha", "resolution", "scenes", "guidance"]
+Refusal = Literal["identifier", "learning-rate", "alpha", "resolution", "scenes", "guidance", "memory"]
 """Names of the refusals that `--allow` overrides."""
 
 
@@ -73,7 +73,9 @@ class Settings(BaseModel):
     schedule: Literal["constant", "cosine"] = Field("constant", description="Learning rate after the warm-up.")
     warmup: int = Field(0, ge=0, description="Steps of linear warm-up.")
     batch_size: int = Field(1, ge=1, description="Photos an optimiser step; as many class images join them.")
-    accumulation: Annotated[int, _aside("Forward passes a step is split over: less memory, same result.", ge=1)] = 1
+    accumulation: Annotated[
+        int | None, _aside("Forward passes a step is split over: less memory, same result. Default: what fits.", ge=1)
+    ] = None
     adapter: Literal["lora", "rslora", "dora", "lokr", "loha", "oft", "hra"] = Field(
         "lora", description="Kind of adapter of --method lora; from lokr on, peft's own reader is needed for it."
     )
@@ -126,7 +128,10 @@ class Settings(BaseModel):
         None, description="Bits of the frozen denoiser under a LoRA; all of them by default."
     )
     seed: int = Field(0, ge=0, description="Seed of every random draw.")
-    gradient_checkpointing: Annotated[bool, _aside("Recompute activations in the backward pass: saves memory.")] = False
+    gradient_checkpointing: Annotated[
+        bool | None, _aside("Recompute activations in the backward pass: less memory. Default: where it must be.")
+    ] = None
+    memory: Annotated[float | None, _aside("GiB that a step may take. Default: what the GPU has free.", gt=0)] = None
     cache: Annotated[bool, _aside("Encode photos and prompts once instead of at every step.")] = True
     save_every: Annotated[
         int | None, _aside("Steps between checkpoints. Default: a quarter of all, at most 500.", ge=1)

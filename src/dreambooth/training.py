@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers import DiffusionPipeline
 
-from dreambooth import environment, families, looks, methods, photos, presets, prior, quantise, samples
+from dreambooth import environment, families, fitting, looks, methods, photos, presets, prior, quantise, samples
 from dreambooth.files import atomic_folder
 from dreambooth.job import Job
 from dreambooth.looks import Watch
@@ -124,6 +124,11 @@ def _begin(plans: Plans, out: Path | None, reporter: Reporter) -> Job:
     for name, reason in plans.reasons.items():
         if name in ("model", "precision"):
             job.reporter.say(f"{name} {getattr(recipe, name)}: {reason}")
+    fitted = fitting.fit(pipe, family, recipe, accelerator.device, accelerator.num_processes)
+    job.recipe, job.step_mb = fitted.recipe, fitted.bytes and round(fitted.bytes / 1e6)
+    job.plans.reasons.update(fitted.reasons)
+    for reason in {*fitted.reasons.values()}:
+        job.reporter.say(f"memory: {reason}")
     if recipe.base:
         denoiser = family.denoiser(pipe)
         quantise.quantise(denoiser, recipe.base, storage_dtype(recipe), accelerator.device)
@@ -163,6 +168,8 @@ def _describe(job: Job) -> None:
         "created": now(),
         "derived": job.plans.reasons,
         "times": {},
+        "peaks": {},
+        "step_mb": job.step_mb,
         "warnings": job.plans.warnings,
         "finished": False,
         "steps": job.recipe.steps,
@@ -170,7 +177,7 @@ def _describe(job: Job) -> None:
     earlier = job.run.environment
     job.run.begin(job.recipe, info, described)
     _compare_threads(job, earlier, described)
-    job.times = job.run.info["times"]
+    job.times, job.peaks = job.run.info["times"], job.run.info["peaks"]
     samples.save_previews(job.run, [photo for pool in job.photos for photo in pool])
 
 
@@ -250,5 +257,5 @@ def _finish(job: Job, watch: Watch | None) -> None:
         if job.recipe.samples:
             with job.timed("sampling"):
                 samples.draw_after(job.run, pipe, job.recipe, job.reporter)
-    job.run.update(finished=True, steps=job.recipe.steps, peak_mb=round(environment.peak_mb(job.accelerator.device)))
+    job.run.update(finished=True, steps=job.recipe.steps, peak_mb=max(job.peaks.values()))
     report(job.run.path)

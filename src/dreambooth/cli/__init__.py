@@ -53,6 +53,8 @@ def _one_line(error: Exception) -> str:
 
 def _unforeseen(error: Exception) -> str:
     """Say what went wrong, and where in our own code: that is what a report of it needs."""
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
+        return "the GPU's memory is full: give a smaller --size, or train with a smaller --memory (GiB of a step)"
     if isinstance(error, OSError) and error.filename:
         return f"{error.strerror}: {error.filename}"
     ours = [

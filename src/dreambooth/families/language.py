@@ -40,9 +40,9 @@ def collate(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Join rows to `prompt_embeds_BLD`, the shorter ones filled up with zeros, and where there are some, `mask_BL`."""
     embeds = [row["prompt_embeds_LD"] for row in rows]
     cond = {"prompt_embeds_BLD": pad_sequence(embeds, batch_first=True)}
-    lengths_B = torch.tensor([len(embeds_LD) for embeds_LD in embeds])
-    if lengths_B.min() < lengths_B.max():
-        real_BL = torch.arange(int(lengths_B.max())) < lengths_B[:, None]
+    lengths = [len(embeds_LD) for embeds_LD in embeds]
+    if min(lengths) < max(lengths):
+        real_BL = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
         cond["mask_BL"] = real_BL.to(embeds[0].device, torch.long)
     return cond
 

@@ -1,0 +1,94 @@
+"""The cheapest way to take a run's steps in the memory there is: same result, less memory, a little more time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from diffusers import DiffusionPipeline
+
+from dreambooth import memory, placing
+from dreambooth.errors import UserError
+from dreambooth.families import Family
+from dreambooth.recipe import Recipe
+
+GIB = 2**30
+MARGIN = 1.1
+"""What kernels and the allocator take beside the tensors, as a factor of these (docs/memory.md)."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How the steps are taken.
+
+    Attributes:
+        recipe: The recipe, with nothing left open.
+        reasons: Why what was filled in is as it is.
+        bytes: What the tensors of a step take at most; None where nobody had to know.
+    """
+
+    recipe: Recipe
+    reasons: dict[str, str]
+    bytes: int | None = None
+
+
+def fit(pipe: DiffusionPipeline, family: Family, recipe: Recipe, device: torch.device, processes: int) -> Fit:
+    """Choose accumulation and gradient checkpointing where the user left them open.
+
+    Args:
+        pipe: The pipeline, loaded; nothing is computed with it.
+        family: Its family.
+        recipe: A recipe that is resolved but for these two.
+        device: Where it is trained.
+        processes: Over how many a step is spread.
+
+    Raises:
+        UserError: A step takes too much in every way.
+    """
+    room = _room(recipe, device)
+    images = -(-recipe.batch_size * (2 if recipe.prior_weight else 1) // processes)
+    if room is None:
+        return Fit(_with(recipe, recipe.accumulation or 1, bool(recipe.gradient_checkpointing)), {})
+    tried: list[int] = []
+    for way in _ways(recipe, images):
+        assert way.accumulation is not None
+        needed = int(MARGIN * memory.step_bytes(pipe, family, way, -(-images // way.accumulation), device))
+        tried.append(needed)
+        if needed <= room or "memory" in recipe.allow:
+            return Fit(way, _reasons(recipe, way, tried, room), needed)
+    raise UserError(_too_much(recipe, tried[-1], room))
+
+
+def _room(recipe: Recipe, device: torch.device) -> int | None:
+    """Return the bytes that a step may take; None is no limit."""
+    return placing.free(device) if recipe.memory is None else int(recipe.memory * GIB)
+
+
+def _ways(recipe: Recipe, images: int) -> Iterator[Recipe]:
+    """Go through what the user left open, from the fastest to the smallest."""
+    splits = [1 << power for power in range(images.bit_length()) if 1 << power <= images]
+    for checkpointing in [False, True] if recipe.gradient_checkpointing is None else [recipe.gradient_checkpointing]:
+        for accumulation in splits if recipe.accumulation is None else [recipe.accumulation]:
+            yield _with(recipe, accumulation, checkpointing)
+
+
+def _with(recipe: Recipe, accumulation: int, checkpointing: bool) -> Recipe:
+    return recipe.model_copy(update={"accumulation": accumulation, "gradient_checkpointing": checkpointing})
+
+
+def _reasons(recipe: Recipe, way: Recipe, tried: list[int], room: int) -> dict[str, str]:
+    first, last = (f"{needed / GIB:.1f}" for needed in (tried[0], tried[-1]))
+    saved = "" if len(tried) == 1 else f" instead of {first}"
+    reason = f"a step takes about {last} GiB{saved}; {room / GIB:.1f} are there"
+    return {name: reason for name in ("accumulation", "gradient_checkpointing") if getattr(recipe, name) is None}
+
+
+def _too_much(recipe: Recipe, needed: int, room: int) -> str:
+    smaller = ["--base nf4"] if recipe.has_adapter and not recipe.base else []
+    smaller += ["--method lora"] if recipe.method == "full" else []
+    smaller += [f"--resolution {recipe.resolution // 2}"] if recipe.resolution and not smaller else []
+    return (
+        f"a step takes about {needed / GIB:.1f} GiB however it is split, and {room / GIB:.1f} are there: "
+        f"give {' or '.join(smaller)}, or --allow memory to try it all the same"
+    )

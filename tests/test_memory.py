@@ -1,0 +1,176 @@
+"""The estimate of a step's memory against real steps, and the way that is chosen where memory is short."""
+
+from __future__ import annotations
+
+import gc
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from dreambooth import environment, families, fitting, loop, memory, quantise
+from dreambooth.errors import UserError
+from dreambooth.models import resolve
+from dreambooth.recipe import Recipe
+from dreambooth.run import Run
+from tests import calls
+from tests.commands import make_photos
+from tests.test_loop import make_loop, recipe_for
+from tests.test_training import losses
+
+CPU = torch.device("cpu")
+
+
+def measured(recipe: Recipe) -> int:
+    """The most bytes of tensors during two real steps, the weights and what the optimiser keeps included."""
+    state, _ = make_loop(recipe)
+    if recipe.gradient_checkpointing:
+        for part in state.trainee.components.values():
+            memory.checkpoint_gradients(part)
+    next(loop.steps(state, 0))  # conditioning is encoded at the first step, once
+    gc.collect()
+    with memory.Ledger() as ledger:
+        kept = [value for slots in state.optimizer.state.values() for value in slots.values()]
+        for tensor in chain(state.trainee.parameters(), state.trainee.buffers(), kept):
+            ledger.book(tensor)
+        steps = loop.steps(state, 1)
+        next(steps)
+        next(steps)
+    return ledger.most
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"batch_size": 4},
+        {"batch_size": 4, "gradient_checkpointing": True},
+        {"method": "full", "learning_rate": 1e-5},
+        {"method": "full", "learning_rate": 1e-5, "prior_weight": 0.0},
+        {"rank": 8, "alpha": 8.0, "targets": "wide"},
+        {"train_text_encoder": True},
+    ],
+)
+def test_the_estimate_is_what_real_steps_take(values: dict[str, Any], tiny_sd: Path) -> None:
+    recipe = recipe_for(tiny_sd, **values)
+    source = resolve(str(tiny_sd))
+    family = families.get(source.family)
+    pipe = family.load(source, torch.float32)
+    before = {name: weight.clone() for name, weight in family.denoiser(pipe).named_parameters()}
+    images = recipe.batch_size * (2 if recipe.prior_weight else 1)
+    estimated = memory.step_bytes(pipe, family, recipe, images, CPU)
+    assert estimated == pytest.approx(measured(recipe), rel=0.05)
+    after = dict(family.denoiser(pipe).named_parameters())
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) and not after[name].requires_grad for name in before)
+
+
+def test_a_ledger_books_each_storage_from_birth_to_death() -> None:
+    with memory.Ledger() as ledger:
+        one = torch.zeros(100)
+        half = one[:50]
+        assert ledger.now == 400
+        two = one + 1
+        del one
+        assert ledger.now == 800
+        del half, two
+        gc.collect()
+        assert (ledger.now, ledger.most) == (0, 800)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_a_quantised_layer_has_the_bytes_foretold(kind: str) -> None:
+    plain = nn.Linear(256, 512, bias=False).requires_grad_(False)
+    foretold = quantise.nbytes(plain, kind)
+    net = nn.Sequential(plain)
+    quantise.quantise(net, kind, torch.float32, CPU)
+    net(torch.zeros(1, 256))  # eight-bit scales are made when it is first used
+    weight = net[0].weight
+    scales = net[0].state.SCB if kind == "int8" else weight.quant_state.absmax
+    assert foretold == weight.nbytes + scales.nbytes
+
+
+@pytest.fixture
+def costs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
+    """A step takes one GiB and one for every image, half as much with checkpointing; what was asked is noted."""
+    asked = []
+
+    def step_bytes(pipe: object, family: object, recipe: Recipe, images: int, device: torch.device) -> int:
+        asked.append((images, bool(recipe.gradient_checkpointing)))
+        each = 0.5 if recipe.gradient_checkpointing else 1.0
+        return int((1 + images * each) * fitting.GIB / fitting.MARGIN)
+
+    monkeypatch.setattr(memory, "step_bytes", step_bytes)
+    return asked
+
+
+def fitted(**values: Any) -> fitting.Fit:
+    recipe = recipe_for(Path("model"), batch_size=2, **values)
+    return fitting.fit(None, None, recipe, CPU, 1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("room", "accumulation", "checkpointing", "reason"),
+    [
+        (5.0, 1, False, "a step takes about 5.0 GiB; 5.0 are there"),
+        (4.0, 2, False, "a step takes about 3.0 GiB instead of 5.0; 4.0 are there"),
+        (2.0, 4, False, "a step takes about 2.0 GiB instead of 5.0; 2.0 are there"),
+        (1.9, 4, True, "a step takes about 1.5 GiB instead of 5.0; 1.9 are there"),
+    ],
+)
+def test_the_fastest_way_that_fits_is_taken(
+    room: float, accumulation: int, checkpointing: bool, reason: str, costs: list[tuple[int, bool]]
+) -> None:
+    found = fitted(memory=room)
+    assert (found.recipe.accumulation, found.recipe.gradient_checkpointing) == (accumulation, checkpointing)
+    assert found.reasons == {"accumulation": reason, "gradient_checkpointing": reason}
+    assert costs[0] == (4, False)
+
+
+def test_what_the_user_chose_is_kept(costs: list[tuple[int, bool]]) -> None:
+    found = fitted(memory=4.0, accumulation=1)
+    assert (found.recipe.accumulation, found.recipe.gradient_checkpointing) == (1, True)
+    assert "accumulation" not in found.reasons
+    assert costs == [(4, False), (4, True)]
+
+
+def test_without_a_limit_nobody_asks(costs: list[tuple[int, bool]]) -> None:
+    found = fitted()
+    assert (found.recipe.accumulation, found.recipe.gradient_checkpointing, found.reasons) == (1, False, {})
+    assert costs == []
+
+
+@pytest.mark.parametrize(
+    ("values", "mend"),
+    [
+        ({}, "--base nf4"),
+        ({"method": "full"}, "--method lora"),
+        ({"base": "nf4"}, "--resolution 16"),
+    ],
+)
+def test_what_fits_in_no_way_is_refused(values: dict[str, Any], mend: str, costs: list[tuple[int, bool]]) -> None:
+    said = "a step takes about 1.5 GiB however it is split, and 1.0 are there: "
+    with pytest.raises(UserError, match=f"{said}give {mend}, or --allow memory"):
+        fitted(memory=1.0, **values)
+    assert fitted(memory=1.0, allow=("memory",), **values).recipe.accumulation == 1
+
+
+def test_a_run_in_little_memory_has_the_same_result(tiny_sd: Path, tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "photos")
+    values = {"steps": 3, "learning_rate": 1e-2, "prior_count": 4, "batch_size": 2}
+    done = calls.train(photos, tiny_sd, out=tmp_path / "plain", **values)
+    assert done.status == 0, done
+    done = calls.train(photos, tiny_sd, out=tmp_path / "small", memory=0.003, **values)
+    assert done.status == 0, done
+    plain, small = (Run(tmp_path / name) for name in ("plain", "small"))
+    assert "are there" in small.info["derived"]["accumulation"]
+    assert "accumulation" not in plain.info["derived"]
+    first, second = ([each[1] for each in losses(run)] for run in (plain, small))
+    assert first == pytest.approx(second, rel=1e-4)
+    refused = calls.train(photos, tiny_sd, out=tmp_path / "none", memory=1e-6, **values)
+    assert refused.status == 2
+    assert "however it is split" in refused.err
+    assert environment.peak_mb(CPU) > 0
