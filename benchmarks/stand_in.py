@@ -1,0 +1,115 @@
+"""Runs a script that imports torchvision's transforms where it is not installed: `python stand_in.py SCRIPT ...`.
+
+The few transforms that diffusers' DreamBooth scripts use, made of Pillow and torch.
+"""
+
+from __future__ import annotations
+
+import enum
+import importlib.util
+import random
+import runpy
+import sys
+import types
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+class InterpolationMode(enum.Enum):
+    """Pillow's filters by torchvision's names."""
+
+    NEAREST = Image.Resampling.NEAREST
+    BILINEAR = Image.Resampling.BILINEAR
+    BICUBIC = Image.Resampling.BICUBIC
+    LANCZOS = Image.Resampling.LANCZOS
+
+
+class Compose:
+    """One transform after another."""
+
+    def __init__(self, steps: Sequence[Callable[[Any], Any]]) -> None:
+        self.steps = steps
+
+    def __call__(self, image: Any) -> Any:
+        """Apply them in order."""
+        for step in self.steps:
+            image = step(image)
+        return image
+
+
+class Resize:
+    """Brings the shorter side to `size`."""
+
+    def __init__(self, size: int, interpolation: InterpolationMode = InterpolationMode.BILINEAR) -> None:
+        self.size, self.filter = size, interpolation.value
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Return the picture scaled."""
+        scale = self.size / min(image.size)
+        return image.resize((round(image.width * scale), round(image.height * scale)), self.filter)
+
+
+class CenterCrop:
+    """The square in the middle."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def _corner(self, room: int) -> int:
+        return room // 2
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Return the square."""
+        left, top = (self._corner(side - self.size) for side in image.size)
+        return image.crop((left, top, left + self.size, top + self.size))
+
+
+class RandomCrop(CenterCrop):
+    """A square anywhere."""
+
+    def _corner(self, room: int) -> int:
+        return random.randint(0, room)
+
+
+class ToTensor:
+    """(C, H, W) in [0, 1]."""
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Return the pixels."""
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+
+
+class Normalize:
+    """Shifts and scales."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.mean, self.std = torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
+
+    def __call__(self, pixels_CHW: Tensor) -> Tensor:
+        """Return the pixels scaled."""
+        return (pixels_CHW - self.mean) / self.std
+
+
+def main() -> None:
+    """Put the transforms where torchvision's would be, after the libraries have seen that it is not there; run."""
+    import diffusers  # noqa: F401
+    from transformers.utils import is_torchvision_available
+
+    if importlib.util.find_spec("torchvision") is None and not is_torchvision_available():
+        transforms = types.ModuleType("torchvision.transforms")
+        for each in (InterpolationMode, Compose, Resize, CenterCrop, RandomCrop, ToTensor, Normalize):
+            setattr(transforms, each.__name__, each)
+        package = types.ModuleType("torchvision")
+        package.transforms = transforms  # type: ignore[attr-defined]
+        sys.modules.update({"torchvision": package, "torchvision.transforms": transforms})
+    sys.argv = sys.argv[1:]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()
