@@ -102,6 +102,18 @@ SAMPLING: dict[str, Preset] = {
         "defaults of diffusers' Flux2Pipeline and Flux2KleinPipeline; diffusers' DreamBooth script (100 class images)",
     ),
     "flux2-klein-4b": _alike(4, 1.0, "model card of FLUX.2 klein 4B; diffusers' DreamBooth script (100 class images)"),
+    "deepfloyd": Preset(
+        {
+            "prior_count": 100,
+            "prior_steps": 100,
+            "prior_guidance": 7.0,
+            "inference_steps": 100,
+            "guidance": 7.0,
+            "sampler": "ddpm",
+        },
+        "defaults of diffusers' IFPipeline and of its DreamBooth scripts (100 class images), whose README finds that "
+        "DDPM's sampler suits it best",
+    ),
 }
 
 _SD3_LORA = Preset(
@@ -201,6 +213,15 @@ TRAINING: dict[tuple[str, str], Preset] = {
         "diffusers examples/dreambooth/README_qwen.md; rank from its script's default",
     ),
     **dict.fromkeys([("flux2", "lora"), ("flux2-klein-4b", "lora")], _FLUX2_LORA),
+    ("deepfloyd", "lora"): Preset(
+        {"steps": 1200, "learning_rate": 2e-5, "rank": 4},
+        "diffusers examples/dreambooth/README.md, IF stage I, whose rate of 5e-6 is taken 4 times for its batch of 4; "
+        "rank from its script's default",
+    ),
+    ("deepfloyd", "full"): Preset(
+        {"steps": 150, "learning_rate": 1e-7},
+        "diffusers examples/dreambooth/README.md, IF stage I, whose rate is for a batch of 4",
+    ),
     **dict.fromkeys([("z_image", "full"), ("z-image-turbo", "full"), ("qwen_image", "full")], _FLOW_FULL),
     **dict.fromkeys([("flux2", "full"), ("flux2-klein-4b", "full")], _FLOW_FULL),
 }
@@ -210,6 +231,7 @@ LORA_RATE_FLOOR = {
     **dict.fromkeys(["sd3", "sd35-medium", "sd35-large"], 1e-5),
     **dict.fromkeys(["flux", "flux-schnell", "chroma", "sana"], 1e-5),
     **dict.fromkeys(["z_image", "z-image-turbo", "qwen_image", "flux2", "flux2-klein-4b"], 1e-5),
+    "deepfloyd": 2e-6,
 }
 """A LoRA below this rate learns nothing in a usual number of steps: full fine-tuning's rates lie there."""
 

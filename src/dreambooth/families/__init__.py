@@ -28,6 +28,7 @@ MODULES = {
     "z_image": "dreambooth.families.z_image",
     "flux2": "dreambooth.families.flux2",
     "qwen_image": "dreambooth.families.qwen_image",
+    "deepfloyd": "dreambooth.families.deepfloyd",
 }
 """Family name -> the module that implements it."""
 
@@ -42,6 +43,7 @@ PIPELINES = {
     "Flux2Pipeline": "flux2",
     "Flux2KleinPipeline": "flux2",
     "QwenImagePipeline": "qwen_image",
+    "IFPipeline": "deepfloyd",
 }
 """Class name in a model folder's `model_index.json` -> family name."""
 
@@ -142,7 +144,7 @@ def of(pipe: DiffusionPipeline) -> Family:
 
 
 if TYPE_CHECKING:
-    from dreambooth.families import chroma, flux, flux2, qwen_image, sana, sd, sd3, sdxl, z_image
+    from dreambooth.families import chroma, deepfloyd, flux, flux2, qwen_image, sana, sd, sd3, sdxl, z_image
 
     # mypy holds each module against the Protocol
-    _FAMILIES: tuple[Family, ...] = (sd, sdxl, sd3, flux, chroma, sana, z_image, qwen_image, flux2)
+    _FAMILIES: tuple[Family, ...] = (sd, sdxl, sd3, flux, chroma, sana, z_image, qwen_image, flux2, deepfloyd)
