@@ -2,7 +2,8 @@
 
 `sd` predicts the noise, `sd-v` the velocity, at 32 px; the others draw 64 px images: `sdxl`, `sd3` (3 medium without
 T5), `sd35` (3.5 medium), `flux` (dev), `flux-schnell`, `chroma`, `sana`, `z_image`, `qwen_image`, `flux2` (dev),
-`flux2-klein` and `flux2-klein-base`; and 16 px ones `deepfloyd` (stage I).
+`flux2-klein` and `flux2-klein-base`; and 16 px ones `deepfloyd` (stage I) and
+`deepfloyd_sr` (stage II).
 CLIP's tokenizer is the real one; T5's knows letters and a few words, Gemma's letters.
 """
 
@@ -29,6 +30,7 @@ from diffusers import (
     FluxPipeline,
     FluxTransformer2DModel,
     IFPipeline,
+    IFSuperResolutionPipeline,
     SanaPipeline,
     SanaTransformer2DModel,
     SD3Transformer2DModel,
@@ -233,13 +235,20 @@ def deepfloyd() -> DiffusionPipeline:
         tokenizer=t5_tokenizer(),
         text_encoder=t5(),
         unet=pixel_unet(in_channels=3),
-        scheduler=DDPMScheduler(
-            beta_schedule="squaredcos_cap_v2",
-            thresholding=True,
-            dynamic_thresholding_ratio=0.95,
-            sample_max_value=1.5,
-            variance_type="learned_range",
-        ),
+        scheduler=pixel_scheduler(),
+        watermarker=None,
+        **UNUSED,
+    )
+
+
+def deepfloyd_sr() -> DiffusionPipeline:
+    """DeepFloyd IF stage II: beside the noisy image it sees a small one, and is told how noisy that is."""
+    return IFSuperResolutionPipeline(
+        tokenizer=t5_tokenizer(),
+        text_encoder=t5(),
+        unet=pixel_unet(in_channels=6, class_embed_type="timestep"),
+        scheduler=pixel_scheduler(),
+        image_noising_scheduler=DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
         watermarker=None,
         **UNUSED,
     )
@@ -256,6 +265,7 @@ MODELS: dict[str, Callable[[], DiffusionPipeline]] = {
     "chroma": chroma,
     "sana": sana,
     "deepfloyd": deepfloyd,
+    "deepfloyd_sr": deepfloyd_sr,
     "z_image": lambda: debug_models_llm.z_image(autoencoder(4, 64, **FLUX_LATENTS)),
     "qwen_image": debug_models_llm.qwen_image,
     "flux2": debug_models_llm.flux2,
@@ -330,6 +340,17 @@ def unet(down: tuple[str, ...], up: tuple[str, ...], **values: Any) -> UNet2DCon
         up_block_types=up,
         norm_num_groups=4,
         **settings,
+    )
+
+
+def pixel_scheduler() -> DDPMScheduler:
+    """DeepFloyd IF's sampler."""
+    return DDPMScheduler(
+        beta_schedule="squaredcos_cap_v2",
+        thresholding=True,
+        dynamic_thresholding_ratio=0.95,
+        sample_max_value=1.5,
+        variance_type="learned_range",
     )
 
 

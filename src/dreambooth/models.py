@@ -29,7 +29,7 @@ WANTED = ["model_index.json", "*/*.json", "*/*.txt", "*/*.jinja", "*/*.safetenso
 UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder", "vae_1_0", "text_encoders", "watermarker")
 HALVES = ["*.fp16[.-]*", "*.bf16[.-]*"]  # of one file and of several: model.fp16-00001-of-00002.safetensors
 UNWANTED = [*HALVES, "*.non_ema.*", "*flax*", "*onnx*", "*openvino*", *(f"{part}/*" for part in UNUSED_PARTS)]
-WEIGHTLESS_PARTS = ("scheduler", "tokenizer")
+WEIGHTLESS_PARTS = ("scheduler", "tokenizer", "image_noising_scheduler")
 DENOISERS = ("unet", "transformer")
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
