@@ -2,7 +2,8 @@
 
 `sd` predicts the noise, `sd-v` the velocity, at 32 px; the others draw 64 px images: `sdxl`, `sd3` (3 medium without
 T5), `sd35` (3.5 medium), `flux` (dev), `flux-schnell`, `chroma`, `sana`, `z_image`, `qwen_image`, `flux2` (dev),
-`flux2-klein` and `flux2-klein-base`.
+`flux2-klein` and `flux2-klein-base`; and 16 px ones `deepfloyd` (stage I) and
+`deepfloyd_sr` (stage II).
 CLIP's tokenizer is the real one; T5's knows letters and a few words, Gemma's letters.
 """
 
@@ -21,12 +22,15 @@ from diffusers import (
     ChromaPipeline,
     ChromaTransformer2DModel,
     DDIMScheduler,
+    DDPMScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    IFPipeline,
+    IFSuperResolutionPipeline,
     SanaPipeline,
     SanaTransformer2DModel,
     SD3Transformer2DModel,
@@ -55,6 +59,7 @@ from tests import debug_models_llm
 TOKENIZER = Path(dreambooth.__path__[0]) / "data" / "clip_tokenizer"
 WIDTH = 8
 FLUX_LATENTS: dict[str, Any] = {"scaling_factor": 0.3611, "shift_factor": 0.1159, "quant": False}
+UNUSED: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
@@ -77,9 +82,7 @@ def sd(prediction_type: str = "epsilon") -> DiffusionPipeline:
         scheduler=DDIMScheduler(
             **BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type=prediction_type
         ),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
+        **UNUSED,
     )
 
 
@@ -226,6 +229,31 @@ def sana() -> DiffusionPipeline:
     )
 
 
+def deepfloyd() -> DiffusionPipeline:
+    """DeepFloyd IF stage I: on pixels, under T5, predicting a variance too."""
+    return IFPipeline(
+        tokenizer=t5_tokenizer(),
+        text_encoder=t5(),
+        unet=pixel_unet(in_channels=3),
+        scheduler=pixel_scheduler(),
+        watermarker=None,
+        **UNUSED,
+    )
+
+
+def deepfloyd_sr() -> DiffusionPipeline:
+    """DeepFloyd IF stage II: beside the noisy image it sees a small one, and is told how noisy that is."""
+    return IFSuperResolutionPipeline(
+        tokenizer=t5_tokenizer(),
+        text_encoder=t5(),
+        unet=pixel_unet(in_channels=6, class_embed_type="timestep"),
+        scheduler=pixel_scheduler(),
+        image_noising_scheduler=DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
+        watermarker=None,
+        **UNUSED,
+    )
+
+
 MODELS: dict[str, Callable[[], DiffusionPipeline]] = {
     "sd": sd,
     "sd-v": lambda: sd("v_prediction"),
@@ -236,6 +264,8 @@ MODELS: dict[str, Callable[[], DiffusionPipeline]] = {
     "flux-schnell": lambda: flux(guidance_embeds=False),
     "chroma": chroma,
     "sana": sana,
+    "deepfloyd": deepfloyd,
+    "deepfloyd_sr": deepfloyd_sr,
     "z_image": lambda: debug_models_llm.z_image(autoencoder(4, 64, **FLUX_LATENTS)),
     "qwen_image": debug_models_llm.qwen_image,
     "flux2": debug_models_llm.flux2,
@@ -310,6 +340,41 @@ def unet(down: tuple[str, ...], up: tuple[str, ...], **values: Any) -> UNet2DCon
         up_block_types=up,
         norm_num_groups=4,
         **settings,
+    )
+
+
+def pixel_scheduler() -> DDPMScheduler:
+    """DeepFloyd IF's sampler."""
+    return DDPMScheduler(
+        beta_schedule="squaredcos_cap_v2",
+        thresholding=True,
+        dynamic_thresholding_ratio=0.95,
+        sample_max_value=1.5,
+        variance_type="learned_range",
+    )
+
+
+def pixel_unet(in_channels: int, **values: Any) -> UNet2DConditionModel:
+    """A U-Net of DeepFloyd IF's blocks, for images of a side of 16."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=in_channels,
+        out_channels=6,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        cross_attention_dim=32,
+        encoder_hid_dim=WIDTH,
+        attention_head_dim=4,
+        addition_embed_type="text",
+        addition_embed_type_num_heads=2,
+        cross_attention_norm="group_norm",
+        resnet_time_scale_shift="scale_shift",
+        act_fn="gelu",
+        norm_num_groups=4,
+        **values,
     )
 
 

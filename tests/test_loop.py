@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, DiffusionPipeline
 from diffusers.training_utils import compute_snr
 from torch import Tensor
 
@@ -41,9 +42,9 @@ def recipe_for(model: Path, **values: object) -> Recipe:
     return Recipe.of({**defaults, **values})
 
 
-def random_latents(row: Row) -> dict[str, Tensor]:
+def random_latents(row: Row, channels: int = 4) -> dict[str, Tensor]:
     source = torch.Generator().manual_seed(sum(map(ord, row.photo.id)))
-    mean_CHW, std_CHW = torch.randn(4, 8, 8, generator=source), torch.rand(4, 8, 8, generator=source)
+    mean_CHW, std_CHW = torch.randn(channels, 8, 8, generator=source), torch.rand(channels, 8, 8, generator=source)
     return {"mean_CHW": mean_CHW, "std_CHW": std_CHW, "view_4": torch.rand(4, generator=source) * 64}
 
 
@@ -74,9 +75,14 @@ def make_loop(recipe: Recipe, photos: int = 3, prior: int = 5) -> tuple[loop.Loo
         recipe.batch_size,
         recipe.prior_weight,
     )
-    accelerator = Accelerator(cpu=True)
-    state = loop.Loop(trainee, optimizer, accelerator, family.process(pipe), plan, Memo(random_latents), recipe)
+    latents = Memo(partial(random_latents, channels=channels_of(pipe, family)))
+    state = loop.Loop(trainee, optimizer, Accelerator(cpu=True), family.process(pipe), plan, latents, recipe)
     return state, family
+
+
+def channels_of(pipe: DiffusionPipeline, family: Family) -> int:
+    """Channels of what the denoiser works on: 4 of every debug model's latents, or those of pixels."""
+    return 4 if hasattr(pipe, "vae") else int(family.denoiser(pipe).config.in_channels)
 
 
 def gradients(state: loop.Loop, accumulation: int, step: int = 0) -> tuple[Tensor, Tensor]:

@@ -108,10 +108,8 @@ def encode_photo(pipe: DiffusionPipeline, family: Family, row: Row, resolution: 
         `mean_CHW` and `std_CHW` of its latents and its `view_4`, float32 on the CPU; `mask_1HW` where it has a mask.
     """
     pixels_HWC = photos.crop(row.photo, resolution, row.variant, seed)
-    encoder = next(pipe.vae.parameters())
     pixels_1CHW = torch.tensor(_flip(pixels_HWC, row.mirrored)).permute(2, 0, 1)[None]
-    scaled_1CHW = pixels_1CHW.to(encoder.device, torch.float32) / 127.5 - 1
-    rows = family.encode_images(pipe, scaled_1CHW)
+    rows = family.encode_images(pipe, pixels_1CHW.float() / 127.5 - 1)
     encoded = {name.replace("_BCHW", "_CHW"): value_1CHW[0].float().cpu() for name, value_1CHW in rows.items()}
     encoded["view_4"] = _view(row, resolution, seed)
     mask_HW = photos.crop_mask(row.photo, resolution, row.variant, seed)

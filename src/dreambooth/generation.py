@@ -114,6 +114,7 @@ def generate(
     folder = Path(out) if out else _next_folder(target)
     _check_folder(folder)
     found = find(target, adapters)
+    sampling.require_prompted(found.source.family)
     given = {"sampler": sampler, "steps": inference_steps, "guidance": guidance, "size": size, "negative": negative}
     settings = _override(found.defaults, **given)
     _check_settings(settings, families.get(found.source.family).STRIDE)

@@ -26,10 +26,10 @@ PACKAGE = Path(__file__).parent
 
 # What a pipeline is made of: no single-file copies at the top level, no half-precision, EMA-less or other doubles.
 WANTED = ["model_index.json", "*/*.json", "*/*.txt", "*/*.jinja", "*/*.safetensors"]
-UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder", "vae_1_0", "text_encoders")
+UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder", "vae_1_0", "text_encoders", "watermarker")
 HALVES = ["*.fp16[.-]*", "*.bf16[.-]*"]  # of one file and of several: model.fp16-00001-of-00002.safetensors
 UNWANTED = [*HALVES, "*.non_ema.*", "*flax*", "*onnx*", "*openvino*", *(f"{part}/*" for part in UNUSED_PARTS)]
-WEIGHTLESS_PARTS = ("scheduler", "tokenizer")
+WEIGHTLESS_PARTS = ("scheduler", "tokenizer", "image_noising_scheduler")
 DENOISERS = ("unet", "transformer")
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
@@ -347,6 +347,8 @@ def native_resolution(source: Source) -> int:
         return 512
     (denoiser,) = (name for name in DENOISERS if (source.path / name).is_dir())
     config = json.loads((source.path / denoiser / "config.json").read_text(encoding="utf-8"))
+    if not (source.path / "vae").is_dir():
+        return int(config["sample_size"])  # it works on pixels
     vae = json.loads((source.path / "vae" / "config.json").read_text(encoding="utf-8"))
     if "sample_size" not in config:
         # A transformer that takes any size: then the autoencoder's, which was trained at it, if it says so.

@@ -96,6 +96,7 @@ def _caches(
     if not methods.trains_text_encoders(recipe):
         texts = Memo(lambda prompt: encode_prompt(job.pipe, job.family, prompt), recipe.cache, Shelf())
     encoders = [name for name in job.pipe.components if name.startswith("text_encoder")]
+    autoencoder = [name for name in job.pipe.components if name == "vae"]  # a model on pixels has none
     placing.gather(job.pipe)
     if not recipe.cache:
         job.pipe.to(job.accelerator.device)
@@ -103,7 +104,7 @@ def _caches(
     with job.timed("caching"):
         rows = [row for item in items for row in item.rows]
         job.reporter.stage("caching", len(rows))
-        with _on_device(job, ["vae"]):
+        with _on_device(job, autoencoder):
             latents.fill(rows, job.reporter.advance)
         if texts is not None:
             captions = {item.prompt for item in items}

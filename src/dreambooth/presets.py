@@ -102,6 +102,31 @@ SAMPLING: dict[str, Preset] = {
         "defaults of diffusers' Flux2Pipeline and Flux2KleinPipeline; diffusers' DreamBooth script (100 class images)",
     ),
     "flux2-klein-4b": _alike(4, 1.0, "model card of FLUX.2 klein 4B; diffusers' DreamBooth script (100 class images)"),
+    "deepfloyd": Preset(
+        {
+            "prior_count": 100,
+            "prior_steps": 100,
+            "prior_guidance": 7.0,
+            "inference_steps": 100,
+            "guidance": 7.0,
+            "sampler": "ddpm",
+        },
+        "defaults of diffusers' IFPipeline and of its DreamBooth scripts (100 class images), whose README finds that "
+        "DDPM's sampler suits it best",
+    ),
+    "deepfloyd_sr": Preset(
+        {
+            "prior_count": 100,
+            "prior_steps": 50,
+            "prior_guidance": 4.0,
+            "inference_steps": 50,
+            "guidance": 4.0,
+            "sampler": "ddpm",
+            "low_resolution_noise": 0,
+        },
+        "defaults of diffusers' IFSuperResolutionPipeline and of its DreamBooth scripts (100 class images); the least "
+        "noise, since more blurs fine detail (Ruiz et al. 2023)",
+    ),
 }
 
 _SD3_LORA = Preset(
@@ -201,6 +226,23 @@ TRAINING: dict[tuple[str, str], Preset] = {
         "diffusers examples/dreambooth/README_qwen.md; rank from its script's default",
     ),
     **dict.fromkeys([("flux2", "lora"), ("flux2-klein-4b", "lora")], _FLUX2_LORA),
+    ("deepfloyd", "lora"): Preset(
+        {"steps": 1200, "learning_rate": 2e-5, "rank": 4},
+        "diffusers examples/dreambooth/README.md, IF stage I, whose rate of 5e-6 is taken 4 times for its batch of 4; "
+        "rank from its script's default",
+    ),
+    ("deepfloyd", "full"): Preset(
+        {"steps": 150, "learning_rate": 1e-7},
+        "diffusers examples/dreambooth/README.md, IF stage I, whose rate is for a batch of 4",
+    ),
+    ("deepfloyd_sr", "lora"): Preset(
+        {"steps": 2000, "learning_rate": 1e-6, "rank": 4},
+        "diffusers examples/dreambooth/README.md, IF stage II, whose batch is 4; rank from its script's default",
+    ),
+    ("deepfloyd_sr", "full"): Preset(
+        {"steps": 2000, "learning_rate": 5e-6},
+        "diffusers examples/dreambooth/README.md, IF stage II, for 12 photos a step: with 4 it needed 1e-8",
+    ),
     **dict.fromkeys([("z_image", "full"), ("z-image-turbo", "full"), ("qwen_image", "full")], _FLOW_FULL),
     **dict.fromkeys([("flux2", "full"), ("flux2-klein-4b", "full")], _FLOW_FULL),
 }
@@ -210,8 +252,12 @@ LORA_RATE_FLOOR = {
     **dict.fromkeys(["sd3", "sd35-medium", "sd35-large"], 1e-5),
     **dict.fromkeys(["flux", "flux-schnell", "chroma", "sana"], 1e-5),
     **dict.fromkeys(["z_image", "z-image-turbo", "qwen_image", "flux2", "flux2-klein-4b"], 1e-5),
+    **{"deepfloyd": 2e-6, "deepfloyd_sr": 1e-7},
 }
 """A LoRA below this rate learns nothing in a usual number of steps: full fine-tuning's rates lie there."""
+
+
+UNPROMPTED = "a super-resolution model draws nothing from a prompt alone"
 
 
 def key(source: Source) -> str:
@@ -258,7 +304,10 @@ def fill(recipe: Recipe, source: Source, resolution: int, accelerator: str) -> t
         derive("alpha", math.sqrt(usual), f"the root of {usual}, the rank that the rate is for: there a scale of 1")
     elif recipe.has_strength:
         derive("alpha", float(recipe.rank or values["rank"]), "the rank: a scale of 1")
-    derive("prior_weight", *_prior_weight(recipe))
+    derive("prior_weight", *_prior_weight(recipe, source))
+    without = _without_pictures(recipe, source)
+    values |= without
+    reasons |= dict.fromkeys(without, UNPROMPTED)
     if recipe.method != "textual-inversion":
         derive("text_encoder_learning_rate", recipe.learning_rate or values["learning_rate"], "the denoiser's")
     steps = recipe.steps or values["steps"]
@@ -266,6 +315,7 @@ def fill(recipe: Recipe, source: Source, resolution: int, accelerator: str) -> t
     filled = recipe.model_copy(update=values)
     _refuse(filled, chosen, accelerator)
     _refuse_text_training(recipe, source)
+    _refuse_upscaling(filled, source)
     return filled, reasons
 
 
@@ -276,7 +326,9 @@ def _training(chosen: str, method: str) -> Preset:
     return TRAINING[chosen, method]
 
 
-def _prior_weight(recipe: Recipe) -> tuple[float, str]:
+def _prior_weight(recipe: Recipe, source: Source) -> tuple[float, str]:
+    if source.family in families.UPSCALERS and not _has_class_images(recipe):
+        return 0.0, UNPROMPTED
     if recipe.method == "textual-inversion":
         return 0.0, "the model is frozen but for a new token: its classes cannot drift"
     if recipe.dco_beta:
@@ -284,6 +336,16 @@ def _prior_weight(recipe: Recipe) -> tuple[float, str]:
     if recipe.l2_to_base and recipe.prior_loss == "images":
         return 0.0, "the distance to the base model takes its place (Preserve and Personalize, 2025)"
     return 1.0, "Ruiz et al. 2023"
+
+
+def _without_pictures(recipe: Recipe, source: Source) -> dict[str, Any]:
+    """Return the settings that draw no pictures, where the model can draw none and the recipe asks for none."""
+    return {"samples": 0} if source.family in families.UPSCALERS and "samples" not in recipe.model_fields_set else {}
+
+
+def _has_class_images(recipe: Recipe) -> bool:
+    """Whether none need to be drawn for the recipe's prior."""
+    return recipe.prior_images is not None or recipe.prior_loss == "parent"
 
 
 def _precision(accelerator: str) -> tuple[str, str]:
@@ -296,6 +358,19 @@ def _refuse_text_training(recipe: Recipe, source: Source) -> None:
     if recipe.train_text_encoder and not families.get(source.family).TEXT_LORA_TARGETS:
         chosen = key(source)
         raise UserError(f"--train-text-encoder: the text encoder of {chosen} models is never trained: leave it out")
+
+
+def _refuse_upscaling(recipe: Recipe, source: Source) -> None:
+    """Refuse what only super-resolution models have, or have not."""
+    if source.family not in families.UPSCALERS:
+        if recipe.low_resolution_noise is not None:
+            raise UserError("--low-resolution-noise is a setting of super-resolution models: leave it out")
+        return
+    if recipe.prior_weight and not _has_class_images(recipe):
+        raise UserError(f"--prior-weight {recipe.prior_weight:g}: {UNPROMPTED}: give --prior-images FOLDER")
+    for flag, draws in (("--samples", recipe.samples), ("--select", recipe.select)):
+        if draws:
+            raise UserError(f"{flag}: {UNPROMPTED}: leave it out")
 
 
 def _refuse(recipe: Recipe, chosen: str, accelerator: str) -> None:

@@ -20,7 +20,19 @@ Refusal = Literal["identifier", "learning-rate", "alpha", "resolution", "scenes"
 """Names of the refusals that `--allow` overrides."""
 
 
-LATER = ("label", "adapter", "min_rank", "prior_loss", "dco_beta", "l2_to_base", "optimizer", "ema", "select", "base")
+LATER = (
+    "label",
+    "adapter",
+    "min_rank",
+    "prior_loss",
+    "dco_beta",
+    "l2_to_base",
+    "optimizer",
+    "ema",
+    "select",
+    "base",
+    "low_resolution_noise",
+)
 """Settings that came after the first runs were made."""
 
 SHAPES = {
@@ -107,6 +119,9 @@ class Settings(BaseModel):
     )
     min_snr: float | None = Field(None, gt=0, description="Gamma of min-SNR loss weighting; off by default.")
     resolution: int | None = Field(None, ge=16, description="Side of the square training images in pixels.")
+    low_resolution_noise: int | None = Field(
+        None, ge=0, description="Super-resolution: level of the small image's noise, a step of its schedule."
+    )
     crops: int = Field(0, ge=0, description="Random crops of each photo beside the centre crop.")
     flip: bool = Field(False, description="Also learn each photo mirrored.")
     background_weight: float = Field(0.1, ge=0, le=1, description="Weight of the background in photos with a mask.")

@@ -67,6 +67,21 @@ def require(name: str, known: Mapping[str, Any] = SAMPLERS) -> None:
         raise UserError(f"no sampler '{name}'{suit}: choose from {', '.join(known)}")
 
 
+def require_prompted(family: str) -> None:
+    """Refuse a model that draws from a small image.
+
+    Args:
+        family: Name of its family.
+
+    Raises:
+        UserError: It does.
+    """
+    if family in families.UPSCALERS:
+        raise UserError(
+            "a super-resolution model draws nothing from a prompt alone: use it in diffusers on a picture of stage I"
+        )
+
+
 def scheduler(pipe: DiffusionPipeline, name: str) -> Any:
     """Return the scheduler for the name of a sampler on the pipeline's own noise schedule.
 
@@ -99,7 +114,11 @@ def draw(
         generators: CPU generators, one for each text.
         sampling: How.
         stochastic: A scheduler to use instead of the named sampler.
+
+    Raises:
+        UserError: The model is one for super-resolution.
     """
+    require_prompted(families.PIPELINES[type(pipe).__name__])
     family = families.of(pipe)
     with _using(pipe, stochastic or scheduler(pipe, sampling.sampler)):
         size = batch_size(sampling.size)

@@ -37,6 +37,11 @@ class Model:
     stock: DiffusionPipeline
     side: int
 
+    @property
+    def scale_factor(self) -> int:
+        """Side in pixels of what the denoiser works on."""
+        return getattr(self.stock, "vae_scale_factor", 1)
+
     def fresh(self) -> DiffusionPipeline:
         """Return a copy of `pipe` to change."""
         return copy.deepcopy(self.pipe)

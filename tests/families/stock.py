@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import DiffusionPipeline, FluxPipeline
+from diffusers import DiffusionPipeline, FluxPipeline, IFSuperResolutionPipeline
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -26,9 +26,17 @@ def second_call(stock: DiffusionPipeline, denoiser: nn.Module, **settings: Any) 
     hook = denoiser.register_forward_pre_hook(
         lambda module, args, kwargs: calls.append(arguments(module, args, kwargs)), with_kwargs=True
     )
+    settings |= small_images(stock, len(PROMPTS))
     with hook, spied_steps(stock) as steps:
         stock(prompt=list(PROMPTS), num_inference_steps=3, generator=generators, output_type="latent", **settings)
     return calls[1], steps[1][0]
+
+
+def small_images(stock: DiffusionPipeline, count: int) -> dict[str, Any]:
+    """What a pipeline for super-resolution is called with besides; nothing for another one."""
+    if not isinstance(stock, IFSuperResolutionPipeline):
+        return {}
+    return {"image": torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1}
 
 
 @contextmanager

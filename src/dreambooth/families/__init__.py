@@ -28,6 +28,8 @@ MODULES = {
     "z_image": "dreambooth.families.z_image",
     "flux2": "dreambooth.families.flux2",
     "qwen_image": "dreambooth.families.qwen_image",
+    "deepfloyd": "dreambooth.families.deepfloyd",
+    "deepfloyd_sr": "dreambooth.families.deepfloyd_sr",
 }
 """Family name -> the module that implements it."""
 
@@ -42,8 +44,13 @@ PIPELINES = {
     "Flux2Pipeline": "flux2",
     "Flux2KleinPipeline": "flux2",
     "QwenImagePipeline": "qwen_image",
+    "IFPipeline": "deepfloyd",
+    "IFSuperResolutionPipeline": "deepfloyd_sr",
 }
 """Class name in a model folder's `model_index.json` -> family name."""
+
+UPSCALERS = ("deepfloyd_sr",)
+"""Families that draw an image from a small one, and so nothing from a prompt alone."""
 
 
 class Family(Protocol):
@@ -142,7 +149,31 @@ def of(pipe: DiffusionPipeline) -> Family:
 
 
 if TYPE_CHECKING:
-    from dreambooth.families import chroma, flux, flux2, qwen_image, sana, sd, sd3, sdxl, z_image
+    from dreambooth.families import (
+        chroma,
+        deepfloyd,
+        deepfloyd_sr,
+        flux,
+        flux2,
+        qwen_image,
+        sana,
+        sd,
+        sd3,
+        sdxl,
+        z_image,
+    )
 
     # mypy holds each module against the Protocol
-    _FAMILIES: tuple[Family, ...] = (sd, sdxl, sd3, flux, chroma, sana, z_image, qwen_image, flux2)
+    _FAMILIES: tuple[Family, ...] = (
+        sd,
+        sdxl,
+        sd3,
+        flux,
+        chroma,
+        sana,
+        z_image,
+        qwen_image,
+        flux2,
+        deepfloyd,
+        deepfloyd_sr,
+    )
