@@ -49,6 +49,7 @@ COUNTED = {
     "ema": 0.9,
     "select": True,
     "base": "nf4",
+    "low_resolution_noise": 5,
     "weight_decay": 0.1,
     "beta1": 0.8,
     "beta2": 0.99,
@@ -56,7 +57,7 @@ COUNTED = {
     "precision": "bf16",
     "seed": 1,
 }
-OFF = ("min_rank", "dco_beta", "l2_to_base")
+OFF = ("min_rank", "dco_beta", "l2_to_base", "low_resolution_noise")
 BY_MEMORY = ("memory", "accumulation", "gradient_checkpointing")
 ASIDE = {
     "model": "elsewhere",
