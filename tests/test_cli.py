@@ -38,7 +38,7 @@ SETTINGS = (
     "--min-snr --model --no-cache --no-flip --no-gradient-checkpointing --no-select --no-train-text-encoder "
     "--optimizer --precision --prior-count --prior-guidance --prior-images --prior-loss --prior-steps "
     "--prior-weight --rank --resolution --revision --sampler --samples --save-every --scenes --schedule --seed "
-    "--select --steps --targets --text-encoder-learning-rate --train-text-encoder --warmup --weight-decay"
+    "--select --start --steps --targets --text-encoder-learning-rate --train-text-encoder --warmup --weight-decay"
 )
 """The flags of a recipe."""
 

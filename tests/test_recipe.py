@@ -65,6 +65,7 @@ ASIDE = {
     "steps": 77,
     "accumulation": 2,
     "prior_images": "elsewhere",
+    "start": "elsewhere",
     "gradient_checkpointing": True,
     "memory": 8.0,
     "cache": False,
@@ -329,7 +330,7 @@ def test_nothing_is_left_open_and_every_choice_has_a_reason(tiny_sd: Path) -> No
         given = recipe(method=method, seed=3)
         filled, reasons = presets.fill(given, source, native_resolution(source), "cpu")
         left = {key for key, value in filled if value is None}
-        optional = {"model", "revision", "prior_images", "min_snr", "scenes", "ema", "base", *OFF, *BY_MEMORY}
+        optional = {"model", "revision", "prior_images", "start", "min_snr", "scenes", "ema", "base", *OFF, *BY_MEMORY}
         assert left == optional | unused[method]
         changed = {key for key, value in filled if value != getattr(given, key)}
         assert changed == set(reasons)

@@ -36,6 +36,9 @@ def _of_adapters(recipe: Recipe) -> Iterator[tuple[bool, str]]:
     yield adapts and least >= max(rank, 1), f"--min-rank {least} is no less than --rank {rank}: give a smaller one"
     whole = f"--min-rank does not go with --adapter {kind}, whose ranks work as a whole: use lora or rslora"
     yield least > 0 and kind not in ("lora", "rslora"), whole
+    other = f"--start is a LoRA, and --adapter {kind} is of another kind: leave one of them out"
+    yield recipe.start is not None and adapts and kind not in ("lora", "rslora"), other
+    yield recipe.start is not None and not adapts, "--start is a LoRA to go on from: use it with --method lora"
     vectors = "--optimizer muon trains matrices alone, and --adapter dora has vectors: use --adapter lora"
     yield recipe.optimizer == "muon" and kind == "dora", vectors
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
+from torch import Tensor
 
 from dreambooth import environment
 from dreambooth.families import Family
@@ -25,6 +26,7 @@ class Job:
     """A run under way.
 
     Attributes:
+        start: The LoRA that the adapter begins as, if it does.
         times: Seconds of each stage.
         peaks: Peak memory of each stage in MB, as `environment.peak_mb` measures it.
         step_mb: What a training step was expected to take, where somebody had to know.
@@ -39,6 +41,7 @@ class Job:
     reporter: Reporter
     run: Run
     photos: list[list[Photo]]
+    start: dict[str, Tensor] = field(default_factory=dict)
     times: dict[str, float] = field(default_factory=dict)
     peaks: dict[str, int] = field(default_factory=dict)
     step_mb: int | None = None

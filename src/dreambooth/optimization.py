@@ -11,7 +11,19 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from dreambooth import checkpoint, frozen, interruption, looks, loop, memory, methods, optimizers, placing, prompts
+from dreambooth import (
+    checkpoint,
+    frozen,
+    interruption,
+    looks,
+    loop,
+    memory,
+    methods,
+    optimizers,
+    placing,
+    prompts,
+    starting,
+)
 from dreambooth.averaging import Average
 from dreambooth.batches import Item, Plan
 from dreambooth.cache import Memo, Row, Shelf, encode_photo, encode_prompt
@@ -46,6 +58,7 @@ def prepare(job: Job, class_images: Sequence[Sequence[Photo]]) -> tuple[loop.Loo
     """
     subject_items, prior_items = _items(job, class_images)
     groups = job.method.attach(job.pipe, job.family, job.recipe)
+    starting.put(job.pipe, job.start, job.recipe.lora_scale)
     latents, texts = _caches(job, [*subject_items, *prior_items])
     recipe = job.recipe
     components = methods.trained_components(job.pipe, job.family, recipe)

@@ -22,6 +22,7 @@ from dreambooth import (
     prompts,
     samples,
     sampling,
+    starting,
 )
 from dreambooth.diffusion import Ddpm
 from dreambooth.errors import UserError
@@ -57,7 +58,8 @@ class Plans:
     def identity(self, recipe: Recipe) -> str:
         """Return the identity of the run of `recipe`, which is this one with its identifiers."""
         pools = [*map(photos.usable, self.findings), *self.class_images]
-        return identity(recipe, self.source.identity, [_content(pool) for pool in pools])
+        begun = hashlib.sha256(starting.file(recipe.start).read_bytes()).hexdigest() if recipe.start else ""
+        return identity(recipe, self.source.identity + begun, [_content(pool) for pool in pools])
 
 
 def make_plans(recipe: Recipe) -> Plans:
@@ -179,6 +181,8 @@ def _located(recipe: Recipe, source: Source) -> Recipe:
         values["model"] = str(source.path.resolve())
     if recipe.prior_images:
         values["prior_images"] = recipe.prior_images.expanduser().resolve()
+    if recipe.start:
+        values["start"] = starting.file(recipe.start.expanduser()).resolve()
     return recipe.model_copy(update=values)
 
 

@@ -96,6 +96,7 @@ class Settings(BaseModel):
     min_rank: int | None = Field(
         None, ge=1, description="T-LoRA: rank at the most noise, --rank at none. Default: off."
     )
+    start: Path | None = Field(None, description="LoRA to go on from: a .safetensors file or the folder of a run.")
     targets: Literal["attention", "wide", "b-lora"] = Field(
         "attention", description="Layers with a LoRA: attention; other layers too; attention in two blocks of SDXL."
     )
@@ -270,7 +271,7 @@ def counted(recipe: Recipe) -> dict[str, Any]:
     """
     aside = {name for name, field in Recipe.model_fields.items() if _is_aside(field.json_schema_extra)}
     is_phased = recipe.schedule != "constant" or recipe.method == "pivotal"
-    aside |= {"subjects", "prior_images"} | (set() if is_phased else {"steps"})
+    aside |= {"subjects", "prior_images", "start"} | (set() if is_phased else {"steps"})
     aside |= {name for name in LATER if getattr(recipe, name) == Recipe.model_fields[name].default}
     subjects = [subject.model_dump(mode="json", exclude={"photos"}) for subject in recipe.subjects]
     return {"subjects": subjects, **recipe.model_dump(mode="json", exclude=aside)}

@@ -11,7 +11,19 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers import DiffusionPipeline
 
-from dreambooth import environment, families, fitting, looks, methods, photos, presets, prior, quantise, samples
+from dreambooth import (
+    environment,
+    families,
+    fitting,
+    looks,
+    methods,
+    photos,
+    presets,
+    prior,
+    quantise,
+    samples,
+    starting,
+)
 from dreambooth.files import atomic_folder
 from dreambooth.job import Job
 from dreambooth.looks import Watch
@@ -113,6 +125,7 @@ def _begin(plans: Plans, out: Path | None, reporter: Reporter) -> Job:
         reporter if accelerator.is_main_process else Silent(),
         Run(out or "runs"),
         pictures,
+        starting.read(pipe, family, recipe),
     )
     identity = plans.identity(recipe)
     if out is None:
