@@ -116,6 +116,7 @@ def test_only_what_the_pipeline_needs_is_downloaded():
         "feature_extractor/preprocessor_config.json",
         "safety_checker/model.safetensors",
         "text_encoder/model.fp16.safetensors",
+        "text_encoder/model.8bit.safetensors",
         "text_encoder/pytorch_model.bin",
         "text_encoder/flax_model.msgpack",
         "unet/model.onnx",

@@ -37,6 +37,7 @@ COUNTED = {
     "prior_loss": "distilled",
     "dco_beta": 1000.0,
     "l2_to_base": 1.0,
+    "low_resolution_noise": 0,
     "prior_count": 7,
     "prior_steps": 9,
     "prior_guidance": 2.0,

@@ -27,8 +27,9 @@ PACKAGE = Path(__file__).parent
 # What a pipeline is made of: no single-file copies at the top level, no half-precision, EMA-less or other doubles.
 WANTED = ["model_index.json", "*/*.json", "*/*.txt", "*/*.jinja", "*/*.safetensors"]
 UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder", "vae_1_0", "text_encoders", "watermarker")
-HALVES = ["*.fp16[.-]*", "*.bf16[.-]*"]  # of one file and of several: model.fp16-00001-of-00002.safetensors
-UNWANTED = [*HALVES, "*.non_ema.*", "*flax*", "*onnx*", "*openvino*", *(f"{part}/*" for part in UNUSED_PARTS)]
+FEWER_BITS = ["*.fp16[.-]*", "*.bf16[.-]*", "*.8bit[.-]*"]  # of one file and of several: model.fp16-00001-of-00002...
+DOUBLES = ["*.non_ema.*", "*flax*", "*onnx*", "*openvino*"]
+UNWANTED = [*FEWER_BITS, *DOUBLES, *(f"{part}/*" for part in UNUSED_PARTS)]
 WEIGHTLESS_PARTS = ("scheduler", "tokenizer", "image_noising_scheduler")
 DENOISERS = ("unet", "transformer")
 

@@ -112,7 +112,7 @@ def _begin(plans: Plans, out: Path | None, reporter: Reporter) -> Job:
     family = families.get(plans.source.family)
     pipe = family.load(plans.source, storage_dtype(recipe))
     if recipe.low_resolution_noise is not None:
-        pipe.register_to_config(low_resolution_noise=recipe.low_resolution_noise)  # where its family looks for it
+        pipe.low_resolution_noise = recipe.low_resolution_noise  # where its family looks for it
     pictures = [photos.usable(found) for found in plans.findings]
     recipe = identify(recipe, pipe, pictures)
     job = Job(

@@ -30,7 +30,7 @@ def model(models: Callable[[str], Model]) -> Model:
 
 def at_level(model: Model, level: int) -> Any:
     pipe = model.fresh()
-    pipe.register_to_config(low_resolution_noise=level)
+    pipe.low_resolution_noise = level
     return pipe
 
 

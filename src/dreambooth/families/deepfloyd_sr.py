@@ -131,5 +131,5 @@ def guide(pipe: DiffusionPipeline, scale: float, negatives: Sequence[str]) -> di
 
 
 def _level(pipe: DiffusionPipeline) -> int:
-    """Return the recipe's setting, which training puts into the pipeline's config, or its default."""
-    return int(pipe.config.get("low_resolution_noise", 0))
+    """Return the recipe's setting, which training leaves on the pipeline, or its default."""
+    return int(getattr(pipe, "low_resolution_noise", 0))
