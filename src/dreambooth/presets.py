@@ -122,10 +122,8 @@ SAMPLING: dict[str, Preset] = {
             "inference_steps": 50,
             "guidance": 4.0,
             "sampler": "ddpm",
-            "low_resolution_noise": 0,
         },
-        "defaults of diffusers' IFSuperResolutionPipeline and of its DreamBooth scripts (100 class images); the least "
-        "noise, since more blurs fine detail (Ruiz et al. 2023)",
+        "defaults of diffusers' IFSuperResolutionPipeline and of its DreamBooth scripts (100 class images)",
     ),
 }
 
@@ -305,9 +303,9 @@ def fill(recipe: Recipe, source: Source, resolution: int, accelerator: str) -> t
     elif recipe.has_strength:
         derive("alpha", float(recipe.rank or values["rank"]), "the rank: a scale of 1")
     derive("prior_weight", *_prior_weight(recipe, source))
-    without = _without_pictures(recipe, source)
-    values |= without
-    reasons |= dict.fromkeys(without, UNPROMPTED)
+    further, why = _of_upscaler(recipe, source)
+    values |= further
+    reasons |= why
     if recipe.method != "textual-inversion":
         derive("text_encoder_learning_rate", recipe.learning_rate or values["learning_rate"], "the denoiser's")
     steps = recipe.steps or values["steps"]
@@ -338,9 +336,18 @@ def _prior_weight(recipe: Recipe, source: Source) -> tuple[float, str]:
     return 1.0, "Ruiz et al. 2023"
 
 
-def _without_pictures(recipe: Recipe, source: Source) -> dict[str, Any]:
-    """Return the settings that draw no pictures, where the model can draw none and the recipe asks for none."""
-    return {"samples": 0} if source.family in families.UPSCALERS and "samples" not in recipe.model_fields_set else {}
+def _of_upscaler(recipe: Recipe, source: Source) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return what a recipe for a super-resolution model leaves open, and the reasons; nothing for another model."""
+    values: dict[str, Any] = {}
+    reasons: dict[str, str] = {}
+    if source.family not in families.UPSCALERS:
+        return values, reasons
+    if "samples" not in recipe.model_fields_set:
+        values["samples"], reasons["samples"] = 0, UNPROMPTED
+    if recipe.low_resolution_noise is None:
+        values["low_resolution_noise"] = 0
+        reasons["low_resolution_noise"] = "the least there is: more of it blurs fine detail (Ruiz et al. 2023)"
+    return values, reasons
 
 
 def _has_class_images(recipe: Recipe) -> bool:
