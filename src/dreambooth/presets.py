@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from dreambooth import contradictions, families, optimizers, quantise
+from dreambooth import contradictions, families, optimizers, quantise, upscaling
 from dreambooth.errors import UserError
 from dreambooth.models import Source
 from dreambooth.recipe import Recipe
@@ -255,9 +255,6 @@ LORA_RATE_FLOOR = {
 """A LoRA below this rate learns nothing in a usual number of steps: full fine-tuning's rates lie there."""
 
 
-UNPROMPTED = "a super-resolution model draws nothing from a prompt alone"
-
-
 def key(source: Source) -> str:
     """Return the key of a model's presets: its own name where it has some, else its family's."""
     return source.name if source.name in SAMPLING else source.family
@@ -303,7 +300,7 @@ def fill(recipe: Recipe, source: Source, resolution: int, accelerator: str) -> t
     elif recipe.has_strength:
         derive("alpha", float(recipe.rank or values["rank"]), "the rank: a scale of 1")
     derive("prior_weight", *_prior_weight(recipe, source))
-    further, why = _of_upscaler(recipe, source)
+    further, why = upscaling.fill(recipe, source)
     values |= further
     reasons |= why
     if recipe.method != "textual-inversion":
@@ -313,7 +310,7 @@ def fill(recipe: Recipe, source: Source, resolution: int, accelerator: str) -> t
     filled = recipe.model_copy(update=values)
     _refuse(filled, chosen, accelerator)
     _refuse_text_training(recipe, source)
-    _refuse_upscaling(filled, source)
+    upscaling.refuse(filled, source)
     return filled, reasons
 
 
@@ -325,8 +322,8 @@ def _training(chosen: str, method: str) -> Preset:
 
 
 def _prior_weight(recipe: Recipe, source: Source) -> tuple[float, str]:
-    if source.family in families.UPSCALERS and not _has_class_images(recipe):
-        return 0.0, UNPROMPTED
+    if source.family in families.UPSCALERS and not upscaling.has_class_images(recipe):
+        return 0.0, upscaling.UNPROMPTED
     if recipe.method == "textual-inversion":
         return 0.0, "the model is frozen but for a new token: its classes cannot drift"
     if recipe.dco_beta:
@@ -334,25 +331,6 @@ def _prior_weight(recipe: Recipe, source: Source) -> tuple[float, str]:
     if recipe.l2_to_base and recipe.prior_loss == "images":
         return 0.0, "the distance to the base model takes its place (Preserve and Personalize, 2025)"
     return 1.0, "Ruiz et al. 2023"
-
-
-def _of_upscaler(recipe: Recipe, source: Source) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return what a recipe for a super-resolution model leaves open, and the reasons; nothing for another model."""
-    values: dict[str, Any] = {}
-    reasons: dict[str, str] = {}
-    if source.family not in families.UPSCALERS:
-        return values, reasons
-    if "samples" not in recipe.model_fields_set:
-        values["samples"], reasons["samples"] = 0, UNPROMPTED
-    if recipe.low_resolution_noise is None:
-        values["low_resolution_noise"] = 0
-        reasons["low_resolution_noise"] = "the least there is: more of it blurs fine detail (Ruiz et al. 2023)"
-    return values, reasons
-
-
-def _has_class_images(recipe: Recipe) -> bool:
-    """Whether none need to be drawn for the recipe's prior."""
-    return recipe.prior_images is not None or recipe.prior_loss == "parent"
 
 
 def _precision(accelerator: str) -> tuple[str, str]:
@@ -365,19 +343,6 @@ def _refuse_text_training(recipe: Recipe, source: Source) -> None:
     if recipe.train_text_encoder and not families.get(source.family).TEXT_LORA_TARGETS:
         chosen = key(source)
         raise UserError(f"--train-text-encoder: the text encoder of {chosen} models is never trained: leave it out")
-
-
-def _refuse_upscaling(recipe: Recipe, source: Source) -> None:
-    """Refuse what only super-resolution models have, or have not."""
-    if source.family not in families.UPSCALERS:
-        if recipe.low_resolution_noise is not None:
-            raise UserError("--low-resolution-noise is a setting of super-resolution models: leave it out")
-        return
-    if recipe.prior_weight and not _has_class_images(recipe):
-        raise UserError(f"--prior-weight {recipe.prior_weight:g}: {UNPROMPTED}: give --prior-images FOLDER")
-    for flag, draws in (("--samples", recipe.samples), ("--select", recipe.select)):
-        if draws:
-            raise UserError(f"{flag}: {UNPROMPTED}: leave it out")
 
 
 def _refuse(recipe: Recipe, chosen: str, accelerator: str) -> None:
