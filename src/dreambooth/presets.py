@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from dreambooth import contradictions, families, optimizers, quantise
+from dreambooth import contradictions, families, optimizers, quantise, upscaling
 from dreambooth.errors import UserError
 from dreambooth.models import Source
 from dreambooth.recipe import Recipe
@@ -122,10 +122,8 @@ SAMPLING: dict[str, Preset] = {
             "inference_steps": 50,
             "guidance": 4.0,
             "sampler": "ddpm",
-            "low_resolution_noise": 0,
         },
-        "defaults of diffusers' IFSuperResolutionPipeline and of its DreamBooth scripts (100 class images); the least "
-        "noise, since more blurs fine detail (Ruiz et al. 2023)",
+        "defaults of diffusers' IFSuperResolutionPipeline and of its DreamBooth scripts (100 class images)",
     ),
 }
 
@@ -257,9 +255,6 @@ LORA_RATE_FLOOR = {
 """A LoRA below this rate learns nothing in a usual number of steps: full fine-tuning's rates lie there."""
 
 
-UNPROMPTED = "a super-resolution model draws nothing from a prompt alone"
-
-
 def key(source: Source) -> str:
     """Return the key of a model's presets: its own name where it has some, else its family's."""
     return source.name if source.name in SAMPLING else source.family
@@ -305,9 +300,9 @@ def fill(recipe: Recipe, source: Source, resolution: int, accelerator: str) -> t
     elif recipe.has_strength:
         derive("alpha", float(recipe.rank or values["rank"]), "the rank: a scale of 1")
     derive("prior_weight", *_prior_weight(recipe, source))
-    without = _without_pictures(recipe, source)
-    values |= without
-    reasons |= dict.fromkeys(without, UNPROMPTED)
+    further, why = upscaling.fill(recipe, source)
+    values |= further
+    reasons |= why
     if recipe.method != "textual-inversion":
         derive("text_encoder_learning_rate", recipe.learning_rate or values["learning_rate"], "the denoiser's")
     steps = recipe.steps or values["steps"]
@@ -315,7 +310,7 @@ def fill(recipe: Recipe, source: Source, resolution: int, accelerator: str) -> t
     filled = recipe.model_copy(update=values)
     _refuse(filled, chosen, accelerator)
     _refuse_text_training(recipe, source)
-    _refuse_upscaling(filled, source)
+    upscaling.refuse(filled, source)
     return filled, reasons
 
 
@@ -327,8 +322,8 @@ def _training(chosen: str, method: str) -> Preset:
 
 
 def _prior_weight(recipe: Recipe, source: Source) -> tuple[float, str]:
-    if source.family in families.UPSCALERS and not _has_class_images(recipe):
-        return 0.0, UNPROMPTED
+    if source.family in families.UPSCALERS and not upscaling.has_class_images(recipe):
+        return 0.0, upscaling.UNPROMPTED
     if recipe.method == "textual-inversion":
         return 0.0, "the model is frozen but for a new token: its classes cannot drift"
     if recipe.dco_beta:
@@ -336,16 +331,6 @@ def _prior_weight(recipe: Recipe, source: Source) -> tuple[float, str]:
     if recipe.l2_to_base and recipe.prior_loss == "images":
         return 0.0, "the distance to the base model takes its place (Preserve and Personalize, 2025)"
     return 1.0, "Ruiz et al. 2023"
-
-
-def _without_pictures(recipe: Recipe, source: Source) -> dict[str, Any]:
-    """Return the settings that draw no pictures, where the model can draw none and the recipe asks for none."""
-    return {"samples": 0} if source.family in families.UPSCALERS and "samples" not in recipe.model_fields_set else {}
-
-
-def _has_class_images(recipe: Recipe) -> bool:
-    """Whether none need to be drawn for the recipe's prior."""
-    return recipe.prior_images is not None or recipe.prior_loss == "parent"
 
 
 def _precision(accelerator: str) -> tuple[str, str]:
@@ -358,19 +343,6 @@ def _refuse_text_training(recipe: Recipe, source: Source) -> None:
     if recipe.train_text_encoder and not families.get(source.family).TEXT_LORA_TARGETS:
         chosen = key(source)
         raise UserError(f"--train-text-encoder: the text encoder of {chosen} models is never trained: leave it out")
-
-
-def _refuse_upscaling(recipe: Recipe, source: Source) -> None:
-    """Refuse what only super-resolution models have, or have not."""
-    if source.family not in families.UPSCALERS:
-        if recipe.low_resolution_noise is not None:
-            raise UserError("--low-resolution-noise is a setting of super-resolution models: leave it out")
-        return
-    if recipe.prior_weight and not _has_class_images(recipe):
-        raise UserError(f"--prior-weight {recipe.prior_weight:g}: {UNPROMPTED}: give --prior-images FOLDER")
-    for flag, draws in (("--samples", recipe.samples), ("--select", recipe.select)):
-        if draws:
-            raise UserError(f"{flag}: {UNPROMPTED}: leave it out")
 
 
 def _refuse(recipe: Recipe, chosen: str, accelerator: str) -> None:
