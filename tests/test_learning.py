@@ -17,7 +17,7 @@ SUBJECT = SUBJECTS / "spotted_dog"
 
 SETTINGS = {
     "model": "toybox",
-    "steps": 150,
+    "steps": 250,
     "learning_rate": 2e-3,
     "rank": 16,
     "prior_count": 25,
@@ -83,8 +83,8 @@ def test_colour_overlap_is_one_with_itself_and_none_with_other_colours() -> None
 
 def test_the_run_tells_its_story(runs: dict[str, Run]) -> None:
     run = runs["with prior"]
-    assert run.finished_steps == 150
+    assert run.finished_steps == 250
     assert run.report.is_file()
     assert (run.adapter / "pytorch_lora_weights.safetensors").is_file()
-    assert len((run.path / "steps.jsonl").read_text().splitlines()) == 150
+    assert len((run.path / "steps.jsonl").read_text().splitlines()) == 250
     assert set(run.info["times"]) >= {"class images", "caching", "training", "sampling"}

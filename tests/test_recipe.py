@@ -50,7 +50,6 @@ COUNTED = {
     "ema": 0.9,
     "select": True,
     "base": "nf4",
-    "low_resolution_noise": 5,
     "weight_decay": 0.1,
     "beta1": 0.8,
     "beta2": 0.99,

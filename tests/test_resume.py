@@ -227,6 +227,7 @@ def test_a_second_ctrl_c_kills_at_once(lab: Lab, tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = lab.start(run, sabotage=partial(sleep_at_step, 2))
     command.wait_until(lambda: len(steps_of(run)) == 1)
+    command.wait_until(lambda: "asleep" in command.output)
     time.sleep(0.2)
     command.send(signal.SIGINT)
     time.sleep(0.5)
@@ -486,8 +487,14 @@ def die_at_step(step: int) -> None:
 
 
 def sleep_at_step(step: int) -> None:
-    """Take a minute for a step."""
-    _in_passes(lambda current: time.sleep(60 * (current == step)))
+    """Take a minute for a step, and say so."""
+
+    def sleep(current: int) -> None:
+        if current == step:
+            print("asleep", flush=True)
+            time.sleep(60)
+
+    _in_passes(sleep)
 
 
 def crawl_after(step: int) -> None:

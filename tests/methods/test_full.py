@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,8 +65,6 @@ def test_it_is_written_shard_by_shard(shipped: Callable[..., object], monkeypatc
 def test_nothing_of_a_hub_folder_comes_along_that_is_not_read(
     shipped: Callable[..., object], tiny_sd: Path, tmp_path: Path
 ) -> None:
-    import shutil
-
     base = Path(shutil.copytree(tiny_sd, tmp_path / "base"))
     (base / "v1-5.ckpt").write_bytes(b"x")
     (base / "vae" / "diffusion_pytorch_model.bin").write_bytes(b"x")
@@ -73,3 +73,20 @@ def test_nothing_of_a_hub_folder_comes_along_that_is_not_read(
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
     assert not names & {"v1-5.ckpt", "vae/diffusion_pytorch_model.bin", "feature_extractor_old"}
     assert {"model_index.json", "vae/config.json", "tokenizer"} <= names
+
+
+def test_parts_that_were_never_downloaded_are_not_asked_for(
+    shipped: Callable[..., tuple[DiffusionPipeline, Path]], tiny_sd: Path, tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(tiny_sd, tmp_path / "base"))
+    index = json.loads((base / "model_index.json").read_text())
+    index |= {
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+        "requires_safety_checker": True,
+    }
+    (base / "model_index.json").write_text(json.dumps(index))
+    pipe, folder = shipped(resolve(str(base)))
+    found = StableDiffusionPipeline.from_pretrained(folder)
+    assert found.safety_checker is None
+    assert all(torch.equal(a, b) for a, b in zip(found.unet.parameters(), pipe.unet.parameters(), strict=True))

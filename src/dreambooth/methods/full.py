@@ -52,12 +52,23 @@ def save(pipe: DiffusionPipeline, family: Family, source: Source, recipe: Recipe
         rest.save_pretrained(folder)
         for name in trained:
             shutil.rmtree(folder / name)
+    _name_what_is_there(folder, trained)
     for name, module in trained.items():
         if module is family.denoiser(pipe):
             _stream(module, folder / name, dtype)
         else:
             encoder: Any = copy.deepcopy(module).to(dtype)
             encoder.save_pretrained(folder / name)
+
+
+def _name_what_is_there(folder: Path, trained: Mapping[str, nn.Module]) -> None:
+    """Strike parts from the index that were never downloaded, such as a safety checker: stock code would want them."""
+    file = folder / "model_index.json"
+    index = json.loads(file.read_text(encoding="utf-8"))
+    for name, value in index.items():
+        if isinstance(value, list) and name not in trained and not (folder / name).is_dir():
+            index[name] = [None, None] if all(isinstance(each, str | None) for each in value) else value
+    write_json(file, index)
 
 
 def _ignored(at: str, source: Source, trained: Mapping[str, nn.Module]) -> set[str]:
