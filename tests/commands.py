@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import time
@@ -108,6 +109,7 @@ def _main(arguments: list[str], log: Path, values: dict[str, str], sabotage: Cal
         os.dup2(file.fileno(), 2)
     sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115 the process's own until its end
     os.environ.update(values)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored where the tests run behind it
     torch.set_num_threads(1)
     from dreambooth import cli
 
