@@ -85,7 +85,7 @@ def losses(state: loop.Loop, accumulation: int = 1) -> tuple[Tensor, Tensor]:
 def test_an_untrained_model_pays_no_prior(prior_loss: str, values: dict[str, Any], tiny_sd: Path) -> None:
     state = untrained(recipe_for(tiny_sd, batch_size=2, prior_loss=prior_loss, **values))
     parts_2, _ = losses(state)
-    assert parts_2[1].item() == 0
+    assert parts_2[1].item() < 1e-12  # kernels may round a larger batch otherwise
     assert parts_2[0].item() > 0
 
 

@@ -32,6 +32,7 @@ def recipe_for(model: Path, **values: object) -> Recipe:
         "steps": 4,
         "learning_rate": 1e-2,
         "text_encoder_learning_rate": 1e-3,
+        "targets": "attention",
         "rank": 2,
         "alpha": 2.0,
         "precision": "fp32",

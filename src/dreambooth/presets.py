@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,12 +170,14 @@ _PIVOTAL = Preset(
 )
 
 TRAINING: dict[tuple[str, str], Preset] = {
-    ("toybox", "lora"): Preset({"steps": 300, "learning_rate": 2e-3, "rank": 16}, "measured on the toybox"),
+    ("toybox", "lora"): Preset(
+        {"steps": 600, "learning_rate": 2e-3, "rank": 16, "targets": "wide"}, "measured on the toybox"
+    ),
     ("toybox", "full"): Preset(
-        {"steps": 300, "learning_rate": 1e-4, "text_encoder_learning_rate": 2e-5}, "measured on the toybox"
+        {"steps": 600, "learning_rate": 3e-4, "text_encoder_learning_rate": 2e-5}, "measured on the toybox"
     ),
     ("toybox", "pivotal"): Preset(
-        {"steps": 600, "learning_rate": 2e-3, "rank": 16, "text_encoder_learning_rate": 5e-3},
+        {"steps": 600, "learning_rate": 2e-3, "rank": 16, "targets": "wide", "text_encoder_learning_rate": 5e-3},
         "the toybox's own LoRA after its own textual inversion",
     ),
     ("toybox", "textual-inversion"): Preset({"steps": 400, "learning_rate": 5e-3}, "measured on the toybox"),
@@ -285,13 +288,12 @@ def fill(recipe: Recipe, source: Source, resolution: int, accelerator: str) -> t
             values[name] = value
             reasons[name] = reason
 
-    own_rate = optimizers.KINDS[recipe.optimizer].rate
-    if own_rate is not None:
-        for name in ("learning_rate", "text_encoder_learning_rate"):
-            derive(name, own_rate, optimizers.KINDS[recipe.optimizer].source)
+    for settled in _of_optimizer(recipe):
+        derive(*settled)
     for preset in (_training(chosen, recipe.method), SAMPLING[chosen]):
         for name, value in preset.values.items():
             derive(name, value, preset.source)
+    derive("targets", "attention", "diffusers' DreamBooth scripts")
     derive("resolution", resolution, "the model's own")
     derive("precision", *_precision(accelerator))
     if recipe.adapter == "rslora":
@@ -312,6 +314,16 @@ def fill(recipe: Recipe, source: Source, resolution: int, accelerator: str) -> t
     _refuse_text_training(recipe, source)
     upscaling.refuse(filled, source)
     return filled, reasons
+
+
+def _of_optimizer(recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
+    """Yield what the optimiser settles: name, value and reason."""
+    kind = optimizers.KINDS[recipe.optimizer]
+    if kind.rate is not None:
+        yield "learning_rate", kind.rate, kind.source
+        yield "text_encoder_learning_rate", kind.rate, kind.source
+    if recipe.optimizer == "muon":
+        yield "targets", "attention", "muon trains matrices alone"
 
 
 def _training(chosen: str, method: str) -> Preset:

@@ -97,8 +97,8 @@ class Settings(BaseModel):
         None, ge=1, description="T-LoRA: rank at the most noise, --rank at none. Default: off."
     )
     start: Path | None = Field(None, description="LoRA to go on from: a .safetensors file or the folder of a run.")
-    targets: Literal["attention", "wide", "b-lora"] = Field(
-        "attention", description="Layers with a LoRA: attention; other layers too; attention in two blocks of SDXL."
+    targets: Literal["attention", "wide", "b-lora"] | None = Field(
+        None, description="Layers with a LoRA: attention; other layers too; attention in two blocks of SDXL."
     )
     train_text_encoder: bool = Field(False, description="Train the text encoder too, by the same method.")
     text_encoder_learning_rate: float | None = Field(None, gt=0, description="Peak learning rate of the text encoder.")

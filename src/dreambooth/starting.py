@@ -49,6 +49,7 @@ def read(pipe: DiffusionPipeline, family: Family, recipe: Recipe) -> dict[str, T
     tensors = reading.read(file(recipe.start), pipe)
     rank = max(len(tensor) for name, tensor in tensors.items() if name.endswith(DOWN))
     assert recipe.rank is not None, "presets.fill leaves no rank open"
+    assert recipe.targets is not None, "presets.fill leaves no targets open"
     if rank > recipe.rank:
         raise UserError(f"--start {recipe.start} has rank {rank}: give --rank {rank}")
     trained = methods.trained_components(pipe, family, recipe)

@@ -182,17 +182,17 @@ def test_the_toyboxs_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     token = toybox_identity.build({**network, "image": 64, "patch": 16}).vit.eval()
     for module in (both, token):
         module.half().float()  # the file has half precision
-    image, text, own = tmp_path / "image", tmp_path / "text", tmp_path / "identity"
-    toybox_clip.text_half(both).save_pretrained(text)
-    CLIPTokenizer.from_pretrained(TOKENIZER, model_max_length=32).save_pretrained(text)
+    image, base, own = tmp_path / "image", tmp_path / "base", tmp_path / "identity"
+    toybox_clip.text_half(both).save_pretrained(base / "text_encoder")
+    CLIPTokenizer.from_pretrained(TOKENIZER, model_max_length=32).save_pretrained(base / "tokenizer")
     write_encoder(toybox_clip.vision_half(both), image, "CLIPImageProcessor")
     expected_token = toybox_identity.embed(token, toybox_pixels())
     write_encoder(token, own, "ViTImageProcessor")
-    monkeypatch.setitem(SPECS, "toybox-clip", replace(SPECS["toybox-clip"], folder=image, texts=text))
+    monkeypatch.setitem(SPECS, "toybox-clip", replace(SPECS["toybox-clip"], folder=image, texts=base))
     monkeypatch.setitem(SPECS, "toybox-identity", replace(SPECS["toybox-identity"], folder=own))
     encoder = load("toybox-clip")
     check_rows(encoder.embed_images(pixels(encoder)), toybox_clip.embed_images(both, toybox_pixels()))
-    tokens = toybox_clip.tokens(CLIPTokenizer.from_pretrained(text), ["a dog", "a red cat on grass"])
+    tokens = toybox_clip.tokens(CLIPTokenizer.from_pretrained(base / "tokenizer"), ["a dog", "a red cat on grass"])
     check_rows(encoder.embed_texts(["a dog", "a red cat on grass"]), toybox_clip.embed_texts(both, tokens))
     encoder = load("toybox-identity")
     check_rows(encoder.embed_images(pixels(encoder)), expected_token)

@@ -24,7 +24,7 @@ from transformers import AutoTokenizer, CLIPTextModel, PreTrainedModel
 from dreambooth.errors import UserError
 from dreambooth.evaluation.preprocessing import HALF, IMAGENET, OPENAI, Numbers, Preprocess, parse
 from dreambooth.models import CONVERT, PICKLE_REFUSAL, PICKLES, hub_errors
-from dreambooth.toybox import ENCODERS
+from dreambooth.toybox import BASE, ENCODERS
 
 SAFE_WEIGHTS = "*.safetensors"
 PICKLED_WEIGHTS = "pytorch_model.bin"
@@ -46,7 +46,7 @@ class Spec:
         pickled: There are no safetensors at that commit. Torch's restricted unpickler, which makes tensors and
             nothing else, opens the file. This is for the repositories named here, never for a user's folder.
         folder: Folder of the model where it is not on the hub.
-        texts: Folder of a `CLIPTextModel` whose pooled output is the text embedding, where that half is kept apart.
+        texts: Stock pipeline whose text encoder's pooled output is the text embedding, where that half is apart.
     """
 
     repository: str | None = None
@@ -71,7 +71,7 @@ SPECS = {
         Preprocess(224, None, HALF, Image.Resampling.BILINEAR),
     ),
     "toybox-identity": Spec(folder=ENCODERS / "identity"),
-    "toybox-clip": Spec(folder=ENCODERS / "image", texts=ENCODERS / "text"),
+    "toybox-clip": Spec(folder=ENCODERS / "image", texts=BASE),
 }
 
 
@@ -240,7 +240,7 @@ def _download(name: str, spec: Spec) -> tuple[Path, str]:
 def _find(name: str, spec: Spec) -> tuple[Path, str]:
     """Return the folder of a local model, and "sha256:..." of its configuration and weights."""
     assert spec.folder is not None
-    parts = [folder for folder in (spec.folder, spec.texts) if folder]
+    parts = [spec.folder, *([spec.texts / "text_encoder"] if spec.texts else [])]
     for folder in parts:
         if not (folder / "config.json").is_file():
             raise _not_found(name, folder)
@@ -312,8 +312,8 @@ def _model(cls: type[PreTrainedModel], folder: Path, device: str, pickled: bool)
 def _text_half(spec: Spec, folder: Path, model: PreTrainedModel, kind: Kind) -> TextHalf | None:
     """Return the text half: in its own folder, or in the model where the folder has a tokenizer too."""
     if spec.texts is not None:
-        half = _model(CLIPTextModel, spec.texts, str(model.device), pickled=False)
-        tokenizer = AutoTokenizer.from_pretrained(spec.texts)
+        half = _model(CLIPTextModel, spec.texts / "text_encoder", str(model.device), pickled=False)
+        tokenizer = AutoTokenizer.from_pretrained(spec.texts / "tokenizer")
         return TextHalf(half, tokenizer, half.config.max_position_embeddings, lower=False, embed=_pooled_text)
     if kind.text is None or not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return None

@@ -44,6 +44,7 @@ def attach(pipe: DiffusionPipeline, family: Family, recipe: Recipe) -> list[Grou
     groups = []
     for name, module in trained_components(pipe, family, recipe).items():
         is_denoiser = module is family.denoiser(pipe)
+        assert recipe.targets is not None, "presets.fill leaves them open for no run"
         targets = family.LORA_TARGETS[recipe.targets] if is_denoiser else family.TEXT_LORA_TARGETS
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)

@@ -8,7 +8,7 @@ BASE = Path(__file__).parent / "base"
 """A stock `StableDiffusionPipeline` folder."""
 
 ENCODERS = Path(__file__).parent / "encoders"
-"""Stock encoders of the same world, for the metrics: `image` and `text` (CLIP's halves) and `identity` (for DINO)."""
+"""Stock encoders of the same world, for the metrics: `image` (CLIP's, whose texts `BASE` encodes) and `identity`."""
 
 SUBJECTS = Path(__file__).parent / "subjects"
 """A folder of photos for each bundled subject."""

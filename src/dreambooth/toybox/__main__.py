@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -53,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--package", type=Path, help="default: in the cache")
     evaluate.add_argument("--prompts", type=int, help="instead of the size's own number")
     card = _command(commands, "card", _card, "print the model card")
-    card.add_argument("--out", type=Path, help="write it there instead")
+    card.add_argument("--out", type=Path, help="write it into this page, between its marks")
     train.add_argument("--world", type=Path, default=_default_world(), help="folder of the data set")
     for command in (train, package, evaluate, card):
         command.add_argument("--size", default="cpu", choices=SIZES)
@@ -145,13 +146,18 @@ def _evaluate(chosen: argparse.Namespace) -> None:
 
 
 def _card(chosen: argparse.Namespace) -> None:
-    from dreambooth.toybox.model.card import card
+    from dreambooth.toybox import pages
+    from dreambooth.toybox.model.card import BEGIN, END, card
+    from dreambooth.toybox.model.evaluate import SHEET
 
-    text = card(_home(chosen))
-    if chosen.out:
-        chosen.out.write_text(text)
-    else:
-        print(text)
+    home = _home(chosen)
+    if chosen.out is None:
+        print(card(home))
+        return
+    pages.require(chosen.out, BEGIN, END)
+    pages.fill(chosen.out, BEGIN, END, card(home))
+    if (home / SHEET).is_file():
+        shutil.copyfile(home / SHEET, chosen.out.with_name(f"{chosen.out.stem}-{SHEET}"))
 
 
 if __name__ == "__main__":

@@ -23,10 +23,9 @@ from dreambooth.applications import Applied, apply
 from dreambooth.errors import RunError, UserError
 from dreambooth.evaluation import statistics
 from dreambooth.evaluation.statistics import Estimate, Scores
-from dreambooth.files import write_text
 from dreambooth.paths import cache_root
 from dreambooth.progress import Lines, Reporter, hush_libraries
-from dreambooth.toybox import SUBJECTS, reproduction
+from dreambooth.toybox import SUBJECTS, pages, reproduction
 from dreambooth.toybox.model import classifiers
 from dreambooth.toybox.model.classifiers import Classifier
 from dreambooth.toybox.model.renders import to_pixels
@@ -102,9 +101,7 @@ def require(folder: Path, page: Path) -> None:
     if not (folder / "model.safetensors").is_file():
         mend = "`python -m dreambooth.toybox train classifiers` makes them"
         raise UserError(f"there are no classifiers in {folder}: {mend}")
-    text = page.read_text(encoding="utf-8") if page.is_file() else ""
-    if text.count(BEGIN) != 1 or END not in text.partition(BEGIN)[2]:
-        raise UserError(f"{page} has no place for the table: write '{BEGIN}' and '{END}' into it")
+    pages.require(page, BEGIN, END)
 
 
 def study(
@@ -115,7 +112,7 @@ def study(
     for seed in range(seeds):
         for subject in subjects:
             where.measure(Arm(reproduction.OURS), subject, seed, reporter)
-            run = where.home / reproduction.OURS / f"{subject}-{seed}" / "run"
+            run = where.trained(Arm(reproduction.OURS), subject, seed)
             noun = class_of(subject)
             made = apply(run, fitting(noun, kind_of(noun)), count=count, reporter=reporter)
             found += [(each, subject, seed) for each in made]
@@ -192,8 +189,7 @@ def write(page: Path, lines: Sequence[str], found: Sequence[Applied]) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(first[name].folder / "grid.png", file)
         pictures += ["", f"![{first[name].application.title}]({file.relative_to(page.parent)})"]
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    write_text(page, "\n".join([before + BEGIN, "", *lines, *pictures, "", END + rest.partition(END)[2]]))
+    pages.fill(page, BEGIN, END, "\n".join([*lines, *pictures]))
 
 
 def _row(name: str, some: Sequence[Judged]) -> str:

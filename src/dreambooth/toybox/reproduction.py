@@ -97,10 +97,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="toybox")
     parser.add_argument("--subjects", nargs="+", default=SUBJECT_NAMES)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=1, help="trainings at a time, of one thread each (default 1)")
     chosen = parser.parse_args(arguments)
     hush_libraries()
     reporter = Lines(sys.stdout)
-    study = Study(chosen.home, chosen.model)
+    study = Study(chosen.home, chosen.model, workers=chosen.workers)
     seeds = range(chosen.seeds)
     found = study.run(ARMS, chosen.subjects, seeds, reporter)
     found[DESCRIBED] = merge([described(study, name, seed, reporter) for seed in seeds for name in chosen.subjects])
@@ -112,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def described(study: Study, subject: str, seed: int, reporter: Reporter) -> Rows:
     """Score the frozen model's pictures of the subject's description in place of a training."""
-    run = Run.open(study.home / OURS / f"{subject}-{seed}" / "run")
+    run = Run.open(study.trained(Arm(OURS), subject, seed))
     material = gather(run, Plan(str(study.prompts(subject)), study.count))
     draw_all(material, reporter)
     texts = [prompt.text(description(subject)) for prompt in material.prompts]

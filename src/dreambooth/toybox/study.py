@@ -10,11 +10,14 @@ import json
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 
 from dreambooth.evaluation import dreambench, statistics
@@ -23,7 +26,7 @@ from dreambooth.evaluation.material import Plan
 from dreambooth.evaluation.runs import Evaluation, evaluate
 from dreambooth.evaluation.statistics import Estimate, Scores
 from dreambooth.files import remove_folder, write_json
-from dreambooth.progress import Reporter
+from dreambooth.progress import Reporter, Silent, hush_libraries
 from dreambooth.recipe import Recipe
 from dreambooth.toybox import SUBJECTS
 from dreambooth.training import train
@@ -51,6 +54,10 @@ class Arm:
     chain: str | None = None
 
 
+Cell = tuple[Arm, str, int]
+"""An arm, the name of a subject, and a seed."""
+
+
 @dataclass(frozen=True)
 class Study:
     """Where cells are kept, and how much is drawn to measure them.
@@ -60,12 +67,14 @@ class Study:
         model: Base model.
         scenes: Prompts of the paper's list to measure with, evenly chosen.
         count: Pictures of each.
+        workers: Processes that measure cells side by side; of one thread each where there are several.
     """
 
     home: Path
     model: str = "toybox"
     scenes: int = 10
     count: int = 2
+    workers: int = 1
 
     def run(
         self, arms: Sequence[Arm], subjects: Sequence[str], seeds: Iterable[int], reporter: Reporter
@@ -79,19 +88,28 @@ class Study:
             reporter: Listens to the progress.
         """
         cells = [(arm, subject, seed) for seed in seeds for subject in subjects for arm in arms]
+        if self.workers > 1:
+            self._side_by_side([cell for cell in cells if not self._rows(*cell).is_file()], reporter)
         found: dict[str, list[Rows]] = {arm.name: [] for arm in arms}
         for index, (arm, subject, seed) in enumerate(cells):
             reporter.say(f"cell {index + 1} of {len(cells)}: {arm.name}, {subject}, seed {seed}")
             found[arm.name].append(self.measure(arm, subject, seed, reporter))
         return {name: merge(rows) for name, rows in found.items()}
 
+    def trained(self, arm: Arm, subject: str, seed: int) -> Path:
+        """Return the folder of a cell's run."""
+        return self.home / (arm.chain or arm.name) / f"{subject}-{seed}" / "run"
+
+    def seconds(self, arm: Arm, subject: str, seed: int) -> float:
+        """Return what the training of a measured cell took, class images included."""
+        return float(json.loads(self._rows(arm, subject, seed).read_text(encoding="utf-8"))["seconds"])
+
     def measure(self, arm: Arm, subject: str, seed: int, reporter: Reporter) -> Rows:
         """Train and measure one cell, unless that has been done."""
-        cell = f"{subject}-{seed}"
-        file = self.home / arm.name / cell / ROWS
+        file = self._rows(arm, subject, seed)
         if not file.is_file():
             began = time.monotonic()
-            run = train(self._recipe(arm, subject, seed), self.home / (arm.chain or arm.name) / cell / "run", reporter)
+            run = train(self._recipe(arm, subject, seed), self.trained(arm, subject, seed), reporter)
             trained = time.monotonic() - began
             plan = Plan(str(self.prompts(subject)), self.count)
             found = evaluate(run.path, plan, held_out=SUBJECTS / subject / "truth", reporter=reporter)
@@ -109,6 +127,23 @@ class Study:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(yaml.safe_dump([f"a {prompt.scene}" for prompt in chosen]), encoding="utf-8")
         return path
+
+    def _side_by_side(self, cells: Sequence[Cell], reporter: Reporter) -> None:
+        """Measure cells in several processes; those of one run stay in one, in their order."""
+        runs: dict[Path, list[Cell]] = {}
+        for cell in cells:
+            runs.setdefault(self.trained(*cell), []).append(cell)
+        with ProcessPoolExecutor(self.workers, get_context("spawn"), initializer=_alone) as pool:
+            for number, path in enumerate(pool.map(self._measure_all, runs.values()), 1):
+                reporter.say(f"run {number} of {len(runs)}: {path}")
+
+    def _measure_all(self, cells: Sequence[Cell]) -> Path:
+        for cell in cells:
+            self.measure(*cell, Silent())
+        return self.trained(*cells[0])
+
+    def _rows(self, arm: Arm, subject: str, seed: int) -> Path:
+        return self.home / arm.name / f"{subject}-{seed}" / ROWS
 
     def _recipe(self, arm: Arm, subject: str, seed: int) -> Recipe:
         photos = SUBJECTS / subject / "photos"
@@ -141,6 +176,11 @@ def difference(one: Scores, two: Scores) -> Estimate:
     value_N = np.array([first[name] - second[name] for name in names])
     nothing = np.zeros(len(names), int)
     return statistics.estimate(Scores(value_N, np.array(names), nothing, nothing, np.full(len(names), "")))
+
+
+def _alone() -> None:
+    hush_libraries()
+    torch.set_num_threads(1)
 
 
 def _by_subject(scores: Scores) -> dict[str, float]:

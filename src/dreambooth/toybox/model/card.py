@@ -8,26 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.toybox.model.engine import CURVE
+from dreambooth.toybox.model.evaluate import SHOWN
 from dreambooth.toybox.model.sizes import NETWORKS
 from dreambooth.toybox.model.train import RECORD
 
 EVALUATION = "evaluation.json"
 POINTS = 8
-INTRODUCTION = """# The toybox model
-
-A miniature Stable Diffusion of a rendered toy world: every part is of a stock class and stock code loads it. It ships
-inside the package, so that everything can be tried, tested and measured where no model can be downloaded. It knows
-nothing but that world. Text: the real CLIP vocabulary, 49,408 tokens, 32 a prompt. Pictures: 64 x 64.
-
-This page is written by `python -m dreambooth.toybox card` from the records of the training that made what ships.
-"""
+BEGIN, END = "<!-- written by python -m dreambooth.toybox card -->", "<!-- end -->"
 
 
 def card(home: Path) -> str:
-    """The card as Markdown, from the records in the folder of a size."""
+    """The records in the folder of a size, as Markdown: how each network was trained, and how good the model is."""
     records = [json.loads((home / name / RECORD).read_text()) for name in NETWORKS if (home / name / RECORD).exists()]
     evaluation = home / EVALUATION
-    parts = [INTRODUCTION, _training(records), _curves(home, records)]
+    parts = [_training(records), _curves(home, records)]
     if evaluation.exists():
         parts.append(_evaluation(json.loads(evaluation.read_text())))
     return "\n".join(parts)
@@ -99,6 +93,10 @@ def _evaluation(result: dict[str, Any]) -> str:
             f" 16 pictures in 25 steps take {result['seconds_16']:.1f} s.",
             "",
             table(["steps", "guidance", "all right", "Frechet distance"], sweep),
+            f"The first {SHOWN} prompts, whatever they came to:",
+            "",
+            "![Pictures of the model, row by row under their prompts](toybox-samples.png)",
+            "",
         ]
     )
 

@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
+from dreambooth.images import grid
 from dreambooth.toybox.model import classifiers, trials
 from dreambooth.toybox.model.classifiers import Classifier
 from dreambooth.toybox.model.renders import to_pixels
@@ -23,10 +25,13 @@ from dreambooth.toybox.model.statistics import Share, frechet
 from dreambooth.toybox.model.trials import Trial
 
 ALL = "all"
+SHEET = "samples.png"
 GUIDANCES = (1.5, 2.5, 4.0, 6.0)
 STEPS = (15, 25)
 SWEPT = 200
 BATCH = 32
+SHOWN, ROW = 30, 5
+"""Pictures on the sheet and in a row of it: those of the first trials, whatever they came to."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ def evaluate(package: Path, classifier: Path, count: int, home: Path) -> dict[st
         package: What `package.write` wrote.
         classifier: A trained classifier's folder.
         count: Trials.
-        home: Folder that keeps the fresh renders.
+        home: Folder that keeps the fresh renders, and gets a sheet of pictures, `SHEET`.
 
     Returns:
         "chosen", its "model" results, those of the "renders" themselves (the ceiling), the "sweep", "seconds_16".
@@ -73,12 +78,14 @@ def evaluate(package: Path, classifier: Path, count: int, home: Path) -> dict[st
     pipe.set_progress_bar_config(disable=True)
     rows = list(sweep(pipe, judge, composed[:SWEPT]))
     chosen = choose(rows)
+    images_NHWC = draw(pipe, [trial.prompt for trial in composed], chosen)
+    sheet(images_NHWC[:SHOWN], composed).save(home / SHEET)
     half = count // 2
     ceiling = judge(fresh_NHWC) | {"frechet": _halves(encoder, fresh_NHWC[:half], fresh_NHWC[half:])}
     return {
         "count": count,
         "chosen": {"steps": chosen.steps, "guidance": chosen.guidance},
-        "model": judge(draw(pipe, [trial.prompt for trial in composed], chosen)),
+        "model": judge(images_NHWC),
         "renders": ceiling,
         "sweep": rows,
         "seconds_16": seconds(pipe, composed[:16]),
@@ -112,6 +119,13 @@ def draw(pipe: StableDiffusionPipeline, prompts: list[str], setting: Setting) ->
             some, num_inference_steps=setting.steps, guidance_scale=setting.guidance, generator=seeds
         ).images
     return np.stack([np.asarray(picture) for picture in pictures])
+
+
+def sheet(images_NHWC: NDArray[np.uint8], of: list[Trial]) -> Image.Image:
+    """The pictures in rows, each under what was asked for."""
+    prompts = [trial.prompt for trial in of[: len(images_NHWC)]]
+    labels = [" | ".join(prompts[start : start + ROW]) for start in range(0, len(prompts), ROW)]
+    return grid([Image.fromarray(image) for image in images_NHWC], ROW, labels)
 
 
 def accuracies(classifier: Classifier, images_NHWC: NDArray[np.uint8], of: list[Trial]) -> dict[str, Share]:

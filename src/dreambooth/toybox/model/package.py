@@ -50,7 +50,7 @@ def write(home: Path, out: Path) -> None:
 
 
 def write_encoders(home: Path, out: Path) -> None:
-    """Writes what the metrics read: CLIP's two halves in `image` and `text`, and `identity`.
+    """Writes what the metrics read beside the text encoder of the base: CLIP's other half, `image`, and `identity`.
 
     Raises:
         UserError: A network is not trained.
@@ -59,10 +59,6 @@ def write_encoders(home: Path, out: Path) -> None:
     write_encoder(vision_half(clip), out / "image", "CLIPImageProcessor")
     identity = ViTModel.from_pretrained(trained(home, "identity"), add_pooling_layer=False, dtype=torch.float32)
     write_encoder(identity, out / "identity", "ViTImageProcessor")
-    text_half(clip).half().save_pretrained(out / "text")
-    _shrink_text(out / "text")
-    tokenizer().save_pretrained(out / "text")
-    _write_words(out / "text")
 
 
 def assemble(home: Path, clip: CLIPModel) -> StableDiffusionPipeline:

@@ -1,0 +1,214 @@
+"""Which method is best? `python -m dreambooth.toybox.methods` measures them all on the toybox: docs/methods.md.
+
+All arms are screened on two subjects; the best go on to six subjects with three seeds each, and their curves over the
+steps are measured. Interrupted, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dreambooth import families, generation, memory
+from dreambooth.evaluation import statistics
+from dreambooth.evaluation.material import frozen_pipeline
+from dreambooth.files import write_text
+from dreambooth.paths import cache_root
+from dreambooth.progress import Lines, hush_libraries
+from dreambooth.run import Run
+from dreambooth.toybox.reproduction import OURS, SUBJECT_NAMES, verdict
+from dreambooth.toybox.study import Arm, Rows, Study, difference
+
+ARMS = (
+    Arm(OURS),
+    Arm("attention alone", {"targets": "attention"}),
+    Arm("rank 4", {"rank": 4}),
+    Arm("rank 64", {"rank": 64}),
+    Arm("rsLoRA", {"adapter": "rslora", "rank": 64}),
+    Arm("DoRA", {"adapter": "dora"}),
+    Arm("LoKr", {"adapter": "lokr"}),
+    Arm("LoHa", {"adapter": "loha"}),
+    Arm("OFT", {"adapter": "oft"}),
+    Arm("HRA", {"adapter": "hra"}),
+    Arm("T-LoRA", {"min_rank": 8}),
+    Arm("text encoder too", {"train_text_encoder": True}),
+    Arm("pivotal", {"method": "pivotal"}),
+    Arm("textual inversion", {"method": "textual-inversion"}),
+    Arm("full", {"method": "full"}),
+    Arm("full, text encoder too", {"method": "full", "train_text_encoder": True}),
+    Arm("full, L2 to base", {"method": "full", "l2_to_base": 1.0}),
+    Arm("no prior", {"prior_weight": 0.0}),
+    Arm("prior 0.3", {"prior_weight": 0.3}),
+    Arm("distilled prior", {"prior_loss": "distilled"}),
+    Arm("parent prior", {"prior_loss": "parent"}),
+    Arm("DCO", {"dco_beta": 1000.0}),
+    Arm("min-SNR 5", {"min_snr": 5.0}),
+    Arm("EMA 0.99", {"ema": 0.99}),
+    Arm("cosine", {"schedule": "cosine"}),
+    Arm("crops", {"crops": 2}),
+    Arm("flip", {"flip": True}),
+)
+"""Everything is a user's run: what an arm does not name is the default."""
+SCREENED, SEEDS, FINALISTS = 2, 3, 5
+STEPS = (150, 300, 600, 1200)
+METRICS = ("dino", "truth", "clip_t", "pres", "div", "copying")
+COMPARED = ("dino", "truth", "clip_t")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a training takes: seconds, class images included where they were not there yet, and megabytes of a step."""
+
+    seconds: float
+    megabytes: float
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure what has not been, then write the page."""
+    parser = argparse.ArgumentParser(prog="python -m dreambooth.toybox.methods", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("docs/methods.md"), help="the page")
+    parser.add_argument("--home", type=Path, default=cache_root() / "toybox" / "reproduction", help="keeps the cells")
+    parser.add_argument("--model", default="toybox")
+    parser.add_argument("--subjects", nargs="+", default=SUBJECT_NAMES, help="the first two screen")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--workers", type=int, default=1, help="trainings at a time, of one thread each (default 1)")
+    parser.add_argument("--screen", action="store_true", help="stop after the screening")
+    chosen = parser.parse_args(arguments)
+    hush_libraries()
+    reporter, study = Lines(sys.stdout), Study(chosen.home, chosen.model, workers=chosen.workers)
+    screening = chosen.subjects[:SCREENED]
+    screened = study.run(ARMS, screening, [0], reporter)
+    costs = {arm.name: cost(study, arm, screening) for arm in ARMS}
+    parts = [screen_part(screened, costs, len(screening))]
+    if not chosen.screen:
+        finalists = best(screened)
+        final = study.run(finalists, chosen.subjects, range(chosen.seeds), reporter)
+        parts.append(final_part(final, f"{len(chosen.subjects)} subjects x {chosen.seeds} seeds"))
+        curves = study.run([each for arm in finalists for each in along(arm)], screening, [0], reporter)
+        parts.append(curve_part(finalists, curves))
+    write_text(chosen.out, "\n".join([HEAD, *parts]))
+    return 0
+
+
+HEAD = """# Methods, measured
+
+Written by `python -m dreambooth.toybox.methods`. Every arm is a user's run on the [toybox](toybox.md) with the one
+change that names it; ten prompts of the paper's lists, two pictures each. DINO stands for the toybox's identity
+encoder, CLIP for its CLIP: no figure compares with the paper's own. `truth` is the likeness to renders of the subject
+that nothing was trained on. `balance` is the mean of two shares: the way in DINO from the frozen model's class to the
+photos among themselves, and CLIP-T over the frozen model's. Learning rates are those of the default LoRA: an adapter
+that wants another one is not at its best here.
+"""
+
+
+def balance(rows: Rows) -> float:
+    """Mean of the way in DINO from the class to the photos, and of CLIP-T as a share of the frozen model's."""
+    dino, floor, oracle = (_mean(rows, name) for name in ("dino", "floor_dino", "oracle_dino"))
+    return ((dino - floor) / (oracle - floor) + _mean(rows, "clip_t") / _mean(rows, "ceiling_clip_t")) / 2
+
+
+def best(screened: Mapping[str, Rows], count: int = FINALISTS) -> list[Arm]:
+    """Return the default and the others of the greatest balance, `count` in all."""
+    others = sorted(ARMS[1:], key=lambda arm: balance(screened[arm.name]), reverse=True)
+    return [ARMS[0], *others[: count - 1]]
+
+
+def along(arm: Arm) -> list[Arm]:
+    """Return one run of an arm, looked at after each of `STEPS`."""
+    return [
+        replace(arm, name=_at(arm, steps), settings={**arm.settings, "steps": steps}, chain=f"{arm.name} over steps")
+        for steps in STEPS
+    ]
+
+
+def cost(study: Study, arm: Arm, subjects: Sequence[str]) -> Cost:
+    """Return what an arm's trainings of the first seed take."""
+    run = Run.open(study.trained(arm, subjects[0], 0))
+    family = families.get(generation.find(run.path).source.family)
+    images = run.recipe.batch_size * (2 if run.recipe.prior_weight else 1)
+    needed = memory.step_bytes(frozen_pipeline(run), family, run.recipe, images, torch.device("cpu"))
+    return Cost(float(np.median([study.seconds(arm, subject, 0) for subject in subjects])), needed / 1e6)
+
+
+def screen_part(screened: Mapping[str, Rows], costs: Mapping[str, Cost], subjects: int) -> str:
+    """Return the table of all arms, the greatest balance first."""
+    order = sorted(screened, key=lambda name: balance(screened[name]), reverse=True)
+    lines = [
+        f"## All of them, {subjects} subjects, one seed",
+        "",
+        f"| | balance | {' | '.join(METRICS)} | seconds | MB a step |",
+        "| --- |" + " --- |" * (len(METRICS) + 3),
+    ]
+    for name in order:
+        figures = [f"{_mean(screened[name], metric):.3f}" for metric in METRICS]
+        taken = f"{costs[name].seconds:.0f} | {costs[name].megabytes:.0f}"
+        lines.append(f"| {name} | {balance(screened[name]):.3f} | {' | '.join(figures)} | {taken} |")
+    return "\n".join([*lines, ""])
+
+
+def final_part(final: Mapping[str, Rows], size: str) -> str:
+    """Return the table of the best with intervals, and how each differs from the default."""
+    ours = final[OURS]
+    lines = [
+        f"## The best, {size}",
+        "",
+        f"| | balance | {' | '.join(METRICS)} |",
+        "| --- |" + " --- |" * (len(METRICS) + 1),
+    ]
+    for name, rows in final.items():
+        lines.append(f"| {name} | {balance(rows):.3f} | {' | '.join(_figure(rows, metric) for metric in METRICS)} |")
+    lines += [
+        "",
+        "Differences from the default, subject by subject, with 95 % intervals:",
+        "",
+        f"| | {' | '.join(COMPARED)} |",
+        "| --- |" + " --- |" * len(COMPARED),
+    ]
+    for name, rows in final.items():
+        if name != OURS:
+            lines.append(f"| {name} | {' | '.join(_apart(rows, ours, metric) for metric in COMPARED)} |")
+    return "\n".join([*lines, ""])
+
+
+def curve_part(finalists: Sequence[Arm], curves: Mapping[str, Rows]) -> str:
+    """Return DINO and CLIP-T over the steps."""
+    lines = ["## Over the steps", "", f"| | {' | '.join(f'{steps} steps' for steps in STEPS)} |"]
+    lines.append("| --- |" + " --- |" * len(STEPS))
+    for metric in ("dino", "clip_t"):
+        for arm in finalists:
+            values = [_mean(curves[_at(arm, steps)], metric) for steps in STEPS]
+            lines.append(f"| {metric}, {arm.name} | {' | '.join(f'{value:.3f}' for value in values)} |")
+    return "\n".join([*lines, ""])
+
+
+def _at(arm: Arm, steps: int) -> str:
+    return f"{arm.name} at {steps} steps"
+
+
+def _mean(rows: Rows, metric: str) -> float:
+    value = statistics.estimate(rows[metric]).value
+    return float("nan") if value is None else value
+
+
+def _figure(rows: Rows, metric: str) -> str:
+    figure = statistics.estimate(rows[metric])
+    if figure.value is None:
+        return ""
+    return f"{figure.value:.3f}" + ("" if figure.low is None else f" ({figure.low:.3f} to {figure.high:.3f})")
+
+
+def _apart(one: Rows, two: Rows, metric: str) -> str:
+    apart = difference(one[metric], two[metric])
+    word = {"holds": "better", "contradicted": "worse", "open": "no difference shown"}[verdict(apart)]
+    bounds = "" if apart.low is None else f" ({apart.low:+.3f} to {apart.high:+.3f})"
+    return f"{apart.value:+.3f}{bounds}, {word}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

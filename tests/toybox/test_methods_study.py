@@ -1,0 +1,86 @@
+"""The study of the methods: every arm is a run that would start; the best are chosen and told by what was measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dreambooth import planning
+from dreambooth.evaluation.scoring import Grid
+from dreambooth.evaluation.statistics import estimate
+from dreambooth.progress import Silent
+from dreambooth.toybox import methods
+from dreambooth.toybox.methods import ARMS, METRICS, STEPS, Cost, along, balance, best, curve_part, final_part
+from dreambooth.toybox.study import Arm, Rows, Study, merge
+
+SUBJECTS = ("a", "b", "c", "d", "e", "f")
+LEVELS = {"floor_dino": 0.2, "oracle_dino": 1.0, "ceiling_clip_t": 0.5, "clip_t": 0.4}
+
+
+def rows(dino: float) -> Rows:
+    """Scores of six subjects: of every metric what `LEVELS` says, DINO as given."""
+    levels = dict.fromkeys(METRICS, 0.3) | LEVELS
+    found = []
+    for index, subject in enumerate(SUBJECTS):
+        grid = Grid(subject, ("x", "y"), (0, 1))
+        shifts = 0.01 * index * np.array([1.0, -1.0, 1.0, -1.0])
+        own = {"dino": dino * (1 + 0.02 * (index - 2.5))}
+        found.append({name: grid.scores(level + shifts) for name, level in (levels | own).items()})
+    return merge(found)
+
+
+@pytest.mark.parametrize("arm", ARMS, ids=lambda arm: arm.name)
+def test_every_arm_is_a_run_that_would_start(arm: Arm, tmp_path: Path) -> None:
+    plans = planning.make_plans(Study(tmp_path)._recipe(arm, "spotted_dog", 0))
+    assert all(getattr(plans.recipe, name) == value for name, value in arm.settings.items())
+
+
+def test_arms_have_names_of_their_own() -> None:
+    assert len({arm.name for arm in ARMS}) == len(ARMS)
+    assert ARMS[0].settings == {}
+
+
+def test_balance_is_the_mean_of_the_way_to_the_photos_and_of_what_is_left_of_the_prompt() -> None:
+    assert balance(rows(0.6)) == pytest.approx((0.5 + 0.8) / 2)
+
+
+def test_the_best_go_on_with_the_default_among_them() -> None:
+    screened = {arm.name: rows(0.5) for arm in ARMS} | {ARMS[0].name: rows(0.1)}
+    screened |= {"full": rows(0.9), "DoRA": rows(0.8)}
+    assert [arm.name for arm in best(screened, 3)] == [ARMS[0].name, "full", "DoRA"]
+    table = methods.screen_part(screened, dict.fromkeys(screened, Cost(60, 400)), 2).splitlines()
+    names = [line.split("|")[1].strip() for line in table if line.startswith("| ") and "|" in line[2:]]
+    assert [name for name in names if name in screened][:2] == ["full", "DoRA"]
+    assert names[-1] == ARMS[0].name
+
+
+def test_a_difference_from_the_default_is_told_with_its_interval() -> None:
+    lines = final_part({ARMS[0].name: rows(0.5), "full": rows(0.6), "DoRA": rows(0.5)}, "six").splitlines()
+    told = {line.split("|")[1].strip(): line for line in lines if "better" in line or "no difference" in line}
+    assert "+0.100" in told["full"]
+    assert "better" in told["full"]
+    assert "better" not in told["DoRA"]
+
+
+def test_a_curve_is_one_run_looked_at_on_its_way() -> None:
+    arms = along(Arm("full", {"method": "full"}))
+    assert [arm.settings for arm in arms] == [{"method": "full", "steps": steps} for steps in STEPS]
+    assert {arm.chain for arm in arms} == {"full over steps"}
+    curves = {arm.name: rows(0.1 * index) for index, arm in enumerate(arms)}
+    (line,) = [line for line in curve_part([Arm("full")], curves).splitlines() if line.startswith("| dino")]
+    assert [float(cell) for cell in line.strip("| ").split("|")[1:]] == pytest.approx([0, 0.1, 0.2, 0.3])
+
+
+def test_side_by_side_is_the_same_as_one_after_another(tmp_path: Path) -> None:
+    quick = {"prior_weight": 0.0, "inference_steps": 2, "rank": 2, "save_every": 1}
+    arms = [Arm(f"{steps} steps", {**quick, "steps": steps}, chain="steps") for steps in (1, 2)]
+    one = Study(tmp_path / "one", scenes=1, count=1)
+    two = replace(one, home=tmp_path / "two", workers=2)
+    first, second = (study.run(arms, ["spotted_dog"], [0, 1], Silent()) for study in (one, two))
+    for arm in arms:
+        assert estimate(first[arm.name]["dino"]).value == pytest.approx(estimate(second[arm.name]["dino"]).value)
+        assert two.trained(arm, "spotted_dog", 1).is_dir()
+        assert two.seconds(arm, "spotted_dog", 1) > 0
