@@ -28,7 +28,6 @@ from dreambooth.sampling import Sampling
 from dreambooth.toybox import applied
 from dreambooth.toybox.applied import BEGIN, END, Judged, judge, truth, write_up
 from dreambooth.toybox.model.classifiers import Classifier
-from dreambooth.toybox.reproduction import OURS
 from dreambooth.toybox.study import Study
 from dreambooth.toybox.world import vocabulary
 from tests import calls
@@ -414,8 +413,7 @@ def test_the_table_and_the_grids_go_into_the_page(tmp_path: Path) -> None:
 def test_the_study_refuses_before_it_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert applied.main(["--classifiers", str(tmp_path)]) == 2
     assert "no classifiers" in capsys.readouterr().err
-    (tmp_path / "model.safetensors").touch()
-    assert applied.main(["--classifiers", str(tmp_path), "--out", str(tmp_path / "none.md")]) == 2
+    assert applied.main(["--out", str(tmp_path / "none.md")]) == 2
     assert "no place for the table" in capsys.readouterr().err
 
 
@@ -424,24 +422,23 @@ def test_the_study_goes_from_trainings_to_the_page(
 ) -> None:
     cells = []
 
-    def measure(where: Study, arm: Any, subject: str, seed: int, _: Any) -> None:
+    def learn(where: Study, arm: Any, subject: str, seed: int, _: Any) -> Run:
         cells.append((subject, seed))
-        shutil.copytree(trained, where.home / arm.name / f"{subject}-{seed}" / "run")
+        return Run(shutil.copytree(trained, where.home / f"{subject}-{seed}"))
 
-    monkeypatch.setattr(Study, "measure", measure)
+    monkeypatch.setattr(Study, "learn", learn)
     monkeypatch.setattr(applied, "apply", functools.partial(apply, **ENCODERS))
     monkeypatch.setattr(applied, "fitting", lambda *_: ["views", "expressions"])
     classifier = Classifier((8, 8), KNOWN).eval()
     monkeypatch.setattr("dreambooth.toybox.model.classifiers.load", lambda _: classifier)
-    (tmp_path / "model.safetensors").touch()
     page = tmp_path / "applications.md"
     page.write_text(f"{BEGIN}\n{END}\n")
-    given = ["--classifiers", tmp_path, "--out", page, "--home", tmp_path / "home", "--subjects", "spotted_dog"]
+    given = ["--out", page, "--home", tmp_path / "home", "--subjects", "spotted_dog"]
     assert applied.main([str(word) for word in [*given, "--seeds", 2, "--count", 1]]) == 0
     assert cells == [("spotted_dog", 0), ("spotted_dog", 1)]
     lines = page.read_text().splitlines()
     (row,) = [line for line in lines if line.startswith("| views |")]
-    made = Image.open(tmp_path / "home" / OURS / "spotted_dog-0" / "run" / "applications" / "views" / "grid.png")
+    made = Image.open(tmp_path / "home" / "spotted_dog-0" / "applications" / "views" / "grid.png")
     assert row.split(" | ")[1] == "4"
     assert Image.open(tmp_path / "applications" / "views.png").size == made.size
     assert sum(line.startswith("![") for line in lines) == 2

@@ -36,12 +36,13 @@ def test_a_subject_is_measured_once_against_its_truth_and_a_stranger(
     monkeypatch.setattr(learned, "COUNT", 1)
     study = Study(tmp_path, scenes=1, count=1)
     arm = Arm(learned.OURS, {"steps": 1, "prior_weight": 0.0, "inference_steps": 2, "rank": 2})
+    monkeypatch.setattr(learned, "ARMS", (arm,))
     classifier = Classifier((8,), {"context": list(CONTEXTS)}).eval()
     found = measure(study, arm, "spotted_dog", classifier, Silent())
     assert found.own != found.other
     assert found.oracle > 0.5 > max(found.floor, found.likeness, found.own)
     assert 0 <= found.context <= 1
-    monkeypatch.setattr(study.__class__, "measure", lambda *given: pytest.fail("trained again"))
+    monkeypatch.setattr(learned, "draw_all", lambda *given: pytest.fail("measured again"))
     assert measure(study, arm, "spotted_dog", classifier, Silent()) == found
     assert sheet(study, ["spotted_dog"]).size == (64 * (3 + 4 + 4 + 8), 64)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dreambooth import presets
 from dreambooth.evaluation.scoring import Grid
 from dreambooth.evaluation.statistics import Estimate, Scores, estimate
 from dreambooth.progress import Silent
@@ -31,17 +32,30 @@ def test_a_cell_is_measured_once_and_its_figures_are_those_of_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arm = Arm("short", {"steps": 1, "prior_weight": 0.0, "inference_steps": 2, "rank": 2})
-    made = Study(tmp_path, scenes=3, count=2)
+    made = Study(tmp_path, scenes=3, count=2, archive=tmp_path / "cells.jsonl")
     first = made.run([arm], ["spotted_dog"], [5], Silent())["short"]
     monkeypatch.setattr(study, "train", lambda *given: pytest.fail("trained again"))
     again = made.run([arm], ["spotted_dog"], [5], Silent())["short"]
     assert estimate(first["dino"]) == estimate(again["dino"])
     assert len(first["dino"].value_N) == 3 * 2
     assert set(first["dino"].seed_N) == {5000, 5001}
-    assert not (tmp_path / "short" / "spotted_dog-5" / "run" / "checkpoints").exists()
-    gap = first["dino"].value_N - first["held_out_gap"].value_N
-    assert np.allclose(first["truth"].value_N, gap)
+    assert not (made.trained(arm, "spotted_dog", 5) / "checkpoints").exists()
     assert (np.abs(first["truth"].value_N) <= 1).all()
+    assert made.cost(arm, "spotted_dog", 5).seconds > 0
+    assert made.cost(arm, "spotted_dog", 5).megabytes > 10
+
+
+def test_a_cell_of_other_defaults_is_another_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Study(tmp_path, archive=tmp_path / "cells.jsonl")
+    arm, seen = Arm("plain"), set()
+    for name, value in {"rank": 3, "steps": 7, "guidance": 2.0}.items():
+        seen |= {made.key(arm, "spotted_dog", 0), made.key(Arm("plain", {name: value}), "spotted_dog", 0)}
+    assert len(seen) == 4
+    assert made.key(arm, "spotted_dog", 1) not in seen
+    assert replace(made, count=3).key(arm, "spotted_dog", 0) not in seen
+    preset = presets.TRAINING["toybox", "lora"]
+    monkeypatch.setitem(presets.TRAINING, ("toybox", "lora"), replace(preset, values={**preset.values, "rank": 5}))
+    assert made.key(arm, "spotted_dog", 0) not in seen
 
 
 def test_the_scenes_are_spread_over_the_papers_list(tmp_path: Path) -> None:

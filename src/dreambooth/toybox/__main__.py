@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--package", type=Path, help="default: in the cache")
     evaluate.add_argument("--prompts", type=int, help="instead of the size's own number")
     card = _command(commands, "card", _card, "print the model card")
-    card.add_argument("--out", type=Path, help="write it into this page, between its marks")
+    card.add_argument("--out", type=Path, help="write what was recorded into this page, between its marks")
     train.add_argument("--world", type=Path, default=_default_world(), help="folder of the data set")
     for command in (train, package, evaluate, card):
         command.add_argument("--size", default="cpu", choices=SIZES)
@@ -136,26 +136,28 @@ def _package(chosen: argparse.Namespace) -> None:
 def _evaluate(chosen: argparse.Namespace) -> None:
     from dreambooth.toybox.model import evaluate
     from dreambooth.toybox.model.card import EVALUATION
-    from dreambooth.toybox.model.train import trained
 
     home = _home(chosen)
     count = chosen.prompts or SIZES[chosen.size].prompts
-    result = evaluate.evaluate(chosen.package or home / "package", trained(home, "classifiers"), count, home)
+    result = evaluate.evaluate(chosen.package or home / "package", count, home)
     evaluate.write(result, home / EVALUATION)
     print(json.dumps({"chosen": result["chosen"], "model": result["model"]}, indent=1))
 
 
 def _card(chosen: argparse.Namespace) -> None:
     from dreambooth.toybox import pages
-    from dreambooth.toybox.model.card import BEGIN, END, card
+    from dreambooth.toybox.model import card
     from dreambooth.toybox.model.evaluate import SHEET
 
     home = _home(chosen)
+    parts = card.parts(home)
     if chosen.out is None:
-        print(card(home))
+        print("\n".join(parts.values()))
         return
-    pages.require(chosen.out, BEGIN, END)
-    pages.fill(chosen.out, BEGIN, END, card(home))
+    for name in parts:
+        pages.require(chosen.out, *card.marks(name))
+    for name, part in parts.items():
+        pages.fill(chosen.out, *card.marks(name), part)
     if (home / SHEET).is_file():
         shutil.copyfile(home / SHEET, chosen.out.with_name(f"{chosen.out.stem}-{SHEET}"))
 

@@ -25,7 +25,7 @@ from dreambooth.evaluation import statistics
 from dreambooth.evaluation.statistics import Estimate, Scores
 from dreambooth.paths import cache_root
 from dreambooth.progress import Lines, Reporter, hush_libraries
-from dreambooth.toybox import SUBJECTS, pages, reproduction
+from dreambooth.toybox import CLASSIFIERS, SUBJECTS, pages, reproduction
 from dreambooth.toybox.model import classifiers
 from dreambooth.toybox.model.classifiers import Classifier
 from dreambooth.toybox.model.renders import to_pixels
@@ -71,7 +71,7 @@ class Judged:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train, draw and judge what has not been, then write the table into the page."""
     parser = argparse.ArgumentParser(prog="python -m dreambooth.toybox.applied", description=__doc__)
-    parser.add_argument("--classifiers", type=Path, required=True, help="folder of the trained attribute classifiers")
+    parser.add_argument("--classifiers", type=Path, default=CLASSIFIERS, help="folder (default: what ships)")
     parser.add_argument("--out", type=Path, default=Path("docs/applications.md"), help="the page")
     parser.add_argument("--home", type=Path, default=cache_root() / "toybox" / "reproduction", help="keeps the runs")
     parser.add_argument("--model", default="toybox")
@@ -81,27 +81,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     hush_libraries()
     try:
-        require(chosen.classifiers, chosen.out)
+        classifier = classifiers.load(chosen.classifiers)
+        pages.require(chosen.out, BEGIN, END)
         found = study(Study(chosen.home, chosen.model), chosen.subjects, chosen.seeds, chosen.count, Lines(sys.stdout))
-        judged = [each for made in found for each in judge(*made, classifiers.load(chosen.classifiers))]
+        judged = [each for made in found for each in judge(*made, classifier)]
         size = f"{len(chosen.subjects)} subjects x {chosen.seeds} trainings x {chosen.count} pictures of each cell"
         write(chosen.out, write_up(judged, size), [made for made, _, _ in found])
     except (UserError, RunError) as error:
         print(error, file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
     return 0
-
-
-def require(folder: Path, page: Path) -> None:
-    """Refuse what would fail after hours.
-
-    Raises:
-        UserError: There are no classifiers, or the page has no place for the table.
-    """
-    if not (folder / "model.safetensors").is_file():
-        mend = "`python -m dreambooth.toybox train classifiers` makes them"
-        raise UserError(f"there are no classifiers in {folder}: {mend}")
-    pages.require(page, BEGIN, END)
 
 
 def study(
@@ -111,8 +100,7 @@ def study(
     found = []
     for seed in range(seeds):
         for subject in subjects:
-            where.measure(Arm(reproduction.OURS), subject, seed, reporter)
-            run = where.trained(Arm(reproduction.OURS), subject, seed)
+            run = where.learn(Arm(reproduction.OURS), subject, seed, reporter).path
             noun = class_of(subject)
             made = apply(run, fitting(noun, kind_of(noun)), count=count, reporter=reporter)
             found += [(each, subject, seed) for each in made]

@@ -25,9 +25,8 @@ from dreambooth.evaluation.material import Material, Plan, draw_all, gather
 from dreambooth.evaluation.runs import load_judges
 from dreambooth.files import write_json, write_text
 from dreambooth.paths import cache_root
-from dreambooth.progress import Lines, Reporter, hush_libraries
-from dreambooth.run import Run
-from dreambooth.toybox import SUBJECTS
+from dreambooth.progress import Lines, Reporter, Silent, hush_libraries
+from dreambooth.toybox import CLASSIFIERS, SUBJECTS
 from dreambooth.toybox.model import classifiers
 from dreambooth.toybox.model.classifiers import Classifier
 from dreambooth.toybox.model.renders import to_pixels
@@ -83,7 +82,7 @@ class Learned:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train and measure what has not been, then write the page and the sheet of pictures beside it."""
     parser = argparse.ArgumentParser(prog="python -m dreambooth.toybox.learned", description=__doc__)
-    parser.add_argument("--classifiers", type=Path, required=True, help="folder of the trained attribute classifiers")
+    parser.add_argument("--classifiers", type=Path, default=CLASSIFIERS, help="folder (default: what ships)")
     parser.add_argument("--out", type=Path, default=Path("docs/toybox-subjects.md"), help="the page")
     parser.add_argument("--home", type=Path, default=cache_root() / "toybox" / "reproduction", help="keeps the runs")
     parser.add_argument("--model", default="toybox")
@@ -91,9 +90,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     hush_libraries()
     try:
-        if not (chosen.classifiers / "model.safetensors").is_file():
-            mend = "`python -m dreambooth.toybox train classifiers` makes them"
-            raise UserError(f"there are no classifiers in {chosen.classifiers}: {mend}")
         study, reporter = Study(chosen.home, chosen.model), Lines(sys.stdout)
         classifier = classifiers.load(chosen.classifiers)
         cells = [(arm, subject) for subject in chosen.subjects for arm in ARMS]
@@ -108,11 +104,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def measure(study: Study, arm: Arm, subject: str, classifier: Classifier, reporter: Reporter) -> Learned:
     """Train one subject and hold its pictures against the truth, unless that has been done."""
-    run = study.trained(arm, subject, 0)
-    file = run.parent / "learned.json"
+    file = study.home / "learned" / f"{study.trained(arm, subject, 0).name}.json"
     if not file.is_file():
-        study.measure(arm, subject, 0, reporter)
-        material = gather(Run.open(run), Plan(str(_contexts(study)), COUNT))
+        run = study.learn(arm, subject, 0, reporter)
+        material = gather(run, Plan(str(_contexts(study)), COUNT))
         draw_all(material, reporter)
         judge = load_judges(material.run).identity
         likenesses = _likenesses(material, judge, subject, _stranger(study, class_of(subject)))
@@ -120,7 +115,9 @@ def measure(study: Study, arm: Arm, subject: str, classifier: Classifier, report
             "context": _shown(classifier, material, material.tuned.files),
             "frozen_context": _shown(classifier, material, material.frozen.files),
         }
-        write_json(file, asdict(Learned(arm.name, subject, study.seconds(arm, subject, 0), **likenesses, **shown)))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        taken = sum(run.info["times"].values())
+        write_json(file, asdict(Learned(arm.name, subject, taken, **likenesses, **shown)))
     return Learned(**json.loads(file.read_text(encoding="utf-8")))
 
 
@@ -129,7 +126,7 @@ def write_up(found: Sequence[Learned]) -> str:
     lines = [
         "# The bundled subjects, learned",
         "",
-        "Written by `python -m dreambooth.toybox.learned --classifiers FOLDER`; one training a subject and method,",
+        "Written by `python -m dreambooth.toybox.learned`; one training a subject and method,",
         "with the method's defaults. A likeness is a mean cosine of the identity encoder's embeddings; `way` is how",
         'far "a [V] class" has come from the frozen model\'s "a class" (0) to what the photos are to one another (1).',
         f"Contexts are read by a classifier of renders, {len(RECONTEXT)} contexts x {COUNT} pictures each.",
@@ -163,7 +160,7 @@ def sheet(study: Study, subjects: Sequence[str], side: int = 64) -> Image.Image:
 
 
 def _pictures(study: Study, subject: str) -> Iterator[Path]:
-    material = gather(Run.open(study.trained(ARMS[0], subject, 0)), Plan(str(_contexts(study)), COUNT))
+    material = gather(study.learn(ARMS[0], subject, 0, Silent()), Plan(str(_contexts(study)), COUNT))
     yield from sorted((SUBJECTS / subject / "photos").glob("*.png"))[:3]
     yield from material.frozen_class.files[0][: SHEET // 2]
     yield from material.tuned_class.files[0][: SHEET // 2]

@@ -9,21 +9,17 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from dreambooth import families, generation, memory
 from dreambooth.evaluation import statistics
-from dreambooth.evaluation.material import frozen_pipeline
 from dreambooth.files import write_text
 from dreambooth.paths import cache_root
 from dreambooth.progress import Lines, hush_libraries
-from dreambooth.run import Run
 from dreambooth.toybox.reproduction import OURS, SUBJECT_NAMES, verdict
-from dreambooth.toybox.study import Arm, Rows, Study, difference
+from dreambooth.toybox.study import ARCHIVE, Arm, Cost, Rows, Study, difference
 
 ARMS = (
     Arm(OURS),
@@ -61,19 +57,12 @@ METRICS = ("dino", "truth", "clip_t", "pres", "div", "copying")
 COMPARED = ("dino", "truth", "clip_t")
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What a training takes: seconds, class images included where they were not there yet, and megabytes of a step."""
-
-    seconds: float
-    megabytes: float
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what has not been, then write the page."""
     parser = argparse.ArgumentParser(prog="python -m dreambooth.toybox.methods", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/methods.md"), help="the page")
-    parser.add_argument("--home", type=Path, default=cache_root() / "toybox" / "reproduction", help="keeps the cells")
+    parser.add_argument("--home", type=Path, default=cache_root() / "toybox" / "reproduction", help="keeps the runs")
+    parser.add_argument("--archive", type=Path, default=ARCHIVE, help="keeps what was measured")
     parser.add_argument("--model", default="toybox")
     parser.add_argument("--subjects", nargs="+", default=SUBJECT_NAMES, help="the first two screen")
     parser.add_argument("--seeds", type=int, default=SEEDS)
@@ -81,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--screen", action="store_true", help="stop after the screening")
     chosen = parser.parse_args(arguments)
     hush_libraries()
-    reporter, study = Lines(sys.stdout), Study(chosen.home, chosen.model, workers=chosen.workers)
+    reporter = Lines(sys.stdout)
+    study = Study(chosen.home, chosen.model, workers=chosen.workers, archive=chosen.archive)
     screening = chosen.subjects[:SCREENED]
     screened = study.run(ARMS, screening, [0], reporter)
     costs = {arm.name: cost(study, arm, screening) for arm in ARMS}
@@ -129,11 +119,8 @@ def along(arm: Arm) -> list[Arm]:
 
 def cost(study: Study, arm: Arm, subjects: Sequence[str]) -> Cost:
     """Return what an arm's trainings of the first seed take."""
-    run = Run.open(study.trained(arm, subjects[0], 0))
-    family = families.get(generation.find(run.path).source.family)
-    images = run.recipe.batch_size * (2 if run.recipe.prior_weight else 1)
-    needed = memory.step_bytes(frozen_pipeline(run), family, run.recipe, images, torch.device("cpu"))
-    return Cost(float(np.median([study.seconds(arm, subject, 0) for subject in subjects])), needed / 1e6)
+    costs = [study.cost(arm, subject, 0) for subject in subjects]
+    return Cost(*(float(np.median(figures)) for figures in zip(*map(astuple, costs), strict=True)))
 
 
 def screen_part(screened: Mapping[str, Rows], costs: Mapping[str, Cost], subjects: int) -> str:

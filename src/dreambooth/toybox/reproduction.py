@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +24,8 @@ from dreambooth.evaluation.scoring import Grid
 from dreambooth.evaluation.statistics import Estimate, Scores
 from dreambooth.paths import cache_root
 from dreambooth.progress import Lines, Reporter, hush_libraries
-from dreambooth.run import Run
 from dreambooth.toybox import SUBJECTS
-from dreambooth.toybox.study import Arm, Rows, Study, class_of, difference, merge
+from dreambooth.toybox.study import ARCHIVE, Arm, Cost, Rows, Study, class_of, difference, merge
 from dreambooth.toybox.world.subjects import draw_subject
 from dreambooth.toybox.world.vocabulary import COLOURS
 
@@ -93,7 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run what has not been run, then write the page."""
     parser = argparse.ArgumentParser(prog="python -m dreambooth.toybox.reproduction", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/reproduction.md"), help="the page")
-    parser.add_argument("--home", type=Path, default=cache_root() / "toybox" / "reproduction", help="keeps the cells")
+    parser.add_argument("--home", type=Path, default=cache_root() / "toybox" / "reproduction", help="keeps the runs")
+    parser.add_argument("--archive", type=Path, default=ARCHIVE, help="keeps what was measured")
     parser.add_argument("--model", default="toybox")
     parser.add_argument("--subjects", nargs="+", default=SUBJECT_NAMES)
     parser.add_argument("--seeds", type=int, default=3)
@@ -101,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     hush_libraries()
     reporter = Lines(sys.stdout)
-    study = Study(chosen.home, chosen.model, workers=chosen.workers)
+    study = Study(chosen.home, chosen.model, workers=chosen.workers, archive=chosen.archive)
     seeds = range(chosen.seeds)
     found = study.run(ARMS, chosen.subjects, seeds, reporter)
     found[DESCRIBED] = merge([described(study, name, seed, reporter) for seed in seeds for name in chosen.subjects])
@@ -113,7 +114,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def described(study: Study, subject: str, seed: int, reporter: Reporter) -> Rows:
     """Score the frozen model's pictures of the subject's description in place of a training."""
-    run = Run.open(study.trained(Arm(OURS), subject, seed))
+    key = f"{DESCRIBED}-{study.key(Arm(OURS), subject, seed)}"
+    return study.recall(DESCRIBED, subject, seed, key, lambda: _described(study, subject, seed, reporter))
+
+
+def _described(study: Study, subject: str, seed: int, reporter: Reporter) -> tuple[Rows, Cost]:
+    began = time.monotonic()
+    run = study.learn(Arm(OURS), subject, seed, reporter)
     material = gather(run, Plan(str(study.prompts(subject)), study.count))
     draw_all(material, reporter)
     texts = [prompt.text(description(subject)) for prompt in material.prompts]
@@ -131,7 +138,7 @@ def described(study: Study, subject: str, seed: int, reporter: Reporter) -> Rows
         for name, paths in references.items()
     }
     scores["div"] = grid.scores(metrics.diversity(rows_GD, grid.prompt_G), pairs=True)
-    return {name: _of_seed(row, seed) for name, row in scores.items()}
+    return scores, Cost(round(time.monotonic() - began, 1), 0)
 
 
 def description(subject: str) -> str:
@@ -204,11 +211,6 @@ def _cell(scores: Scores) -> str:
 
 def _distance(one: Sequence[float], two: Sequence[float]) -> float:
     return float(np.linalg.norm(np.subtract(one, two)))
-
-
-def _of_seed(scores: Scores, seed: int) -> Scores:
-    shift = 1000 * seed
-    return replace(scores, seed_N=scores.seed_N + shift, prompt_N=scores.prompt_N + (shift if scores.pairs else 0))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,19 @@
 """Studies: several ways to train, each on the same subjects with the same seeds, measured alike and kept.
 
-A study is a grid of cells (arm, subject, seed). What a cell came to is written as its rows, one a picture, so that any
-figure can be made of it later; a study that was interrupted goes on with the cell it was at.
+A study is a grid of cells (arm, subject, seed). What a cell came to is a line of an archive: its rows, one a picture,
+so that any figure can be made of it later, under a key of all that it depends on. An interrupted study goes on with
+the cells that the archive lacks, on whatever machine; a cell whose defaults have changed since is measured again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -19,20 +21,28 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from filelock import FileLock
 
+from dreambooth import families, generation, memory, planning
 from dreambooth.evaluation import dreambench, statistics
 from dreambooth.evaluation.bench import joined
-from dreambooth.evaluation.material import Plan
+from dreambooth.evaluation.material import Plan, frozen_pipeline
 from dreambooth.evaluation.runs import Evaluation, evaluate
 from dreambooth.evaluation.statistics import Estimate, Scores
-from dreambooth.files import remove_folder, write_json
+from dreambooth.files import remove_folder
 from dreambooth.progress import Reporter, Silent, hush_libraries
 from dreambooth.recipe import Recipe
+from dreambooth.run import Run
 from dreambooth.toybox import SUBJECTS
 from dreambooth.training import train
 
-ROWS = "rows.json"
+ARCHIVE = Path("docs/studies.jsonl")
 Rows = dict[str, Scores]
+KEPT = (
+    *("dino", "truth", "clip_i", "clip_t", "pres", "pres_frozen", "pres_drift", "div", "copying"),
+    *("oracle_dino", "floor_dino", "oracle_clip_i", "floor_clip_i", "ceiling_clip_t", "ceiling_div"),
+)
+"""The rows that the archive keeps."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,14 @@ class Arm:
     chain: str | None = None
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What a training takes: seconds, class images included where they were not there yet, and megabytes of a step."""
+
+    seconds: float
+    megabytes: float
+
+
 Cell = tuple[Arm, str, int]
 """An arm, the name of a subject, and a seed."""
 
@@ -63,11 +81,12 @@ class Study:
     """Where cells are kept, and how much is drawn to measure them.
 
     Attributes:
-        home: The folder.
+        home: Folder of the runs.
         model: Base model.
         scenes: Prompts of the paper's list to measure with, evenly chosen.
         count: Pictures of each.
         workers: Processes that measure cells side by side; of one thread each where there are several.
+        archive: File of what was measured, a line a cell.
     """
 
     home: Path
@@ -75,6 +94,7 @@ class Study:
     scenes: int = 10
     count: int = 2
     workers: int = 1
+    archive: Path = ARCHIVE
 
     def run(
         self, arms: Sequence[Arm], subjects: Sequence[str], seeds: Iterable[int], reporter: Reporter
@@ -89,7 +109,8 @@ class Study:
         """
         cells = [(arm, subject, seed) for seed in seeds for subject in subjects for arm in arms]
         if self.workers > 1:
-            self._side_by_side([cell for cell in cells if not self._rows(*cell).is_file()], reporter)
+            kept = self._kept()
+            self._side_by_side([cell for cell in cells if self.key(*cell) not in kept], reporter)
         found: dict[str, list[Rows]] = {arm.name: [] for arm in arms}
         for index, (arm, subject, seed) in enumerate(cells):
             reporter.say(f"cell {index + 1} of {len(cells)}: {arm.name}, {subject}, seed {seed}")
@@ -97,26 +118,45 @@ class Study:
         return {name: merge(rows) for name, rows in found.items()}
 
     def trained(self, arm: Arm, subject: str, seed: int) -> Path:
-        """Return the folder of a cell's run."""
-        return self.home / (arm.chain or arm.name) / f"{subject}-{seed}" / "run"
+        """Return the folder of a cell's run, which other defaults would give another name."""
+        plans = planning.make_plans(self._recipe(arm, subject, seed))
+        return self.home / (arm.chain or arm.name) / f"{subject}-{seed}-{plans.identity(plans.recipe)}"
 
-    def seconds(self, arm: Arm, subject: str, seed: int) -> float:
-        """Return what the training of a measured cell took, class images included."""
-        return float(json.loads(self._rows(arm, subject, seed).read_text(encoding="utf-8"))["seconds"])
+    def learn(self, arm: Arm, subject: str, seed: int, reporter: Reporter) -> Run:
+        """Train a cell's run, unless that has been done here."""
+        return train(self._recipe(arm, subject, seed), self.trained(arm, subject, seed), reporter)
+
+    def cost(self, arm: Arm, subject: str, seed: int) -> Cost:
+        """Return what the training of a measured cell took."""
+        kept = self._kept()[self.key(arm, subject, seed)]
+        return Cost(kept["seconds"], kept["megabytes"])
 
     def measure(self, arm: Arm, subject: str, seed: int, reporter: Reporter) -> Rows:
         """Train and measure one cell, unless that has been done."""
-        file = self._rows(arm, subject, seed)
-        if not file.is_file():
+
+        def made() -> tuple[Rows, Cost]:
             began = time.monotonic()
-            run = train(self._recipe(arm, subject, seed), self.trained(arm, subject, seed), reporter)
-            trained = time.monotonic() - began
+            run = self.learn(arm, subject, seed, reporter)
+            cost = Cost(round(time.monotonic() - began, 1), _megabytes(run))
             plan = Plan(str(self.prompts(subject)), self.count)
             found = evaluate(run.path, plan, held_out=SUBJECTS / subject / "truth", reporter=reporter)
             if arm.chain is None:
                 remove_folder(run.checkpoints)
-            write_json(file, {"seconds": trained, "rows": _document(found)})
-        return _read(file, subject, seed)
+            return _rows(found), cost
+
+        return self.recall(arm.name, subject, seed, self.key(arm, subject, seed), made)
+
+    def recall(self, name: str, subject: str, seed: int, key: str, make: Callable[[], tuple[Rows, Cost]]) -> Rows:
+        """Return the rows that the archive has under a key; where it has none, those that are made and kept now."""
+        document = self._kept().get(key)
+        if document is None:
+            rows, cost = make()
+            told = {"key": key, "arm": name, "subject": subject, "seed": seed, **asdict(cost)}
+            document = {**told, "rows": _document(rows)}
+            self.home.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.home / "archive.lock"), self.archive.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(document, separators=(",", ":")) + "\n")
+        return dict(_scores(document["rows"], subject, seed))
 
     def prompts(self, subject: str) -> Path:
         """Write the list of a subject's prompts and return its path; every tenth of the list has its share in it."""
@@ -142,8 +182,18 @@ class Study:
             self.measure(*cell, Silent())
         return self.trained(*cells[0])
 
-    def _rows(self, arm: Arm, subject: str, seed: int) -> Path:
-        return self.home / arm.name / f"{subject}-{seed}" / ROWS
+    def _kept(self) -> dict[str, dict[str, Any]]:
+        if not self.archive.is_file():
+            return {}
+        documents = map(json.loads, self.archive.read_text(encoding="utf-8").splitlines())
+        return {document["key"]: document for document in documents}
+
+    def key(self, arm: Arm, subject: str, seed: int) -> str:
+        """Hash all that a cell's rows depend on."""
+        plans = planning.make_plans(self._recipe(arm, subject, seed))
+        filled = plans.recipe
+        drawn = [filled.steps, filled.inference_steps, filled.guidance, filled.sampler, self.scenes, self.count]
+        return hashlib.sha256(json.dumps([plans.identity(filled), *drawn]).encode()).hexdigest()[:16]
 
     def _recipe(self, arm: Arm, subject: str, seed: int) -> Recipe:
         photos = SUBJECTS / subject / "photos"
@@ -195,13 +245,25 @@ def _first(photos: Path, count: int, out: Path) -> Path:
     return out
 
 
-def _document(found: Evaluation) -> dict[str, Any]:
+def _megabytes(run: Run) -> float:
+    """What a step of a run needs, as the estimate says."""
+    family = families.get(generation.find(run.path).source.family)
+    images = run.recipe.batch_size * (2 if run.recipe.prior_weight else 1)
+    needed = memory.step_bytes(frozen_pipeline(run), family, run.recipe, images, torch.device("cpu"))
+    return round(needed / 1e6)
+
+
+def _rows(found: Evaluation) -> Rows:
     rows = dict(found.rows)
     # likeness to pictures of the truth, none of which was trained on
     rows["truth"] = replace(rows["dino"], value_N=rows["dino"].value_N - rows["held_out_gap"].value_N)
+    return {name: rows[name] for name in KEPT if name in rows}
+
+
+def _document(rows: Rows) -> dict[str, Any]:
     return {
         name: {
-            "value": [None if np.isnan(value) else float(value) for value in scores.value_N],
+            "value": [None if np.isnan(value) else round(float(value), 4) for value in scores.value_N],
             "prompt": scores.prompt_N.tolist(),
             "seed": scores.seed_N.tolist(),
             "pairs": scores.pairs,
@@ -210,12 +272,8 @@ def _document(found: Evaluation) -> dict[str, Any]:
     }
 
 
-def _read(file: Path, subject: str, seed: int) -> Rows:
-    """The rows of a cell. Pictures of several trainings are told apart by their seeds."""
-    return dict(_scores(json.loads(file.read_text(encoding="utf-8"))["rows"], subject, seed))
-
-
 def _scores(rows: Mapping[str, Any], subject: str, seed: int) -> Iterator[tuple[str, Scores]]:
+    """The rows of a cell. Pictures of several trainings are told apart by their seeds."""
     for name, row in rows.items():
         value_N = np.array([np.nan if value is None else value for value in row["value"]])
         names, count = np.full(len(value_N), subject), len(value_N)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dreambooth.toybox.model.renders import Renders, World, flipped
 
-# Weights of the parts of the loss next to L1 (chosen by held-out PSNR, docs/toybox-autoencoder.md).
+# Weights of the parts of the loss next to L1 (chosen by held-out PSNR).
 SQUARE = 0.5
 EDGE = 0.5
 KL = 1e-6

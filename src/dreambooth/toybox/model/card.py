@@ -14,17 +14,23 @@ from dreambooth.toybox.model.train import RECORD
 
 EVALUATION = "evaluation.json"
 POINTS = 8
-BEGIN, END = "<!-- written by python -m dreambooth.toybox card -->", "<!-- end -->"
+OF_MODEL = tuple(name for name in NETWORKS if name != "classifiers")
 
 
-def card(home: Path) -> str:
-    """The records in the folder of a size, as Markdown: how each network was trained, and how good the model is."""
-    records = [json.loads((home / name / RECORD).read_text()) for name in NETWORKS if (home / name / RECORD).exists()]
-    evaluation = home / EVALUATION
-    parts = [_training(records), _curves(home, records)]
-    if evaluation.exists():
-        parts.append(_evaluation(json.loads(evaluation.read_text())))
-    return "\n".join(parts)
+def parts(home: Path) -> dict[str, str]:
+    """The records in the folder of a size, as Markdown: "training" and "evaluation", as far as each is done."""
+    found = {}
+    if all((home / name / RECORD).exists() for name in OF_MODEL):
+        records = [json.loads((home / name / RECORD).read_text()) for name in OF_MODEL]
+        found["training"] = f"{_training(records)}\n{_curves(home, records)}"
+    if (home / EVALUATION).exists():
+        found["evaluation"] = _evaluation(json.loads((home / EVALUATION).read_text()))
+    return found
+
+
+def marks(part: str) -> tuple[str, str]:
+    """What a page has before and after a part of the card."""
+    return f"<!-- {part}, written by python -m dreambooth.toybox card -->", f"<!-- end of {part} -->"
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -84,8 +90,9 @@ def _evaluation(result: dict[str, Any]) -> str:
         [
             "## Evaluation against truth",
             "",
-            f"{result['count']} prompts composed at random; what the pictures show is read by classifiers trained on"
-            f" renders only. {chosen['steps']} steps, guidance {chosen['guidance']}: chosen by the table below.",
+            f"{result['count']} prompts composed at random, at the best setting of the second table:"
+            f" {chosen['steps']} steps, guidance {chosen['guidance']}. What pictures show is read by classifiers that"
+            f" were trained on renders only: {_judge(result['classifiers'])}",
             "",
             table(head, rows),
             f"Frechet distance in the image encoder's features to fresh renders of the same scenes:"
@@ -98,6 +105,14 @@ def _evaluation(result: dict[str, Any]) -> str:
             "![Pictures of the model, row by row under their prompts](toybox-samples.png)",
             "",
         ]
+    )
+
+
+def _judge(record: dict[str, Any]) -> str:
+    return (
+        f"{record['parameters'] / 1e6:.2f} M parameters, {record['steps']:,} steps of {record['plan']['batch']},"
+        f" {record['renders']:,} renders, {record['hours']:.1f} hours; right on held-out renders:"
+        f" {_values(record['measured'])}."
     )
 
 

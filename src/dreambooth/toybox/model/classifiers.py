@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dreambooth.errors import UserError
 from dreambooth.toybox.model.renders import Renders, World, flipped, shifted
 from dreambooth.toybox.world.scenes import Scene, from_dict
 
@@ -132,7 +133,14 @@ def build(config: dict[str, Any], renders: Renders) -> Classifier:
 
 
 def load(folder: Path) -> Classifier:
-    """What `ClassifierTask.save` wrote."""
+    """What `ClassifierTask.save` or `package.write_classifiers` wrote, in float32.
+
+    Raises:
+        UserError: There are no classifiers in the folder.
+    """
+    if not (folder / "model.safetensors").is_file():
+        mend = "`python -m dreambooth.toybox train classifiers` makes them"
+        raise UserError(f"there are no classifiers in {folder}: {mend}")
     config = json.loads((folder / "config.json").read_text())
     module = Classifier(tuple(config["channels"]), config["labels"])
     module.load_state_dict(load_file(folder / "model.safetensors"))

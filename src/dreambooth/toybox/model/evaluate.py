@@ -22,13 +22,13 @@ from dreambooth.toybox.model import classifiers, trials
 from dreambooth.toybox.model.classifiers import Classifier
 from dreambooth.toybox.model.renders import to_pixels
 from dreambooth.toybox.model.statistics import Share, frechet
+from dreambooth.toybox.model.train import RECORD
 from dreambooth.toybox.model.trials import Trial
 
 ALL = "all"
 SHEET = "samples.png"
 GUIDANCES = (1.5, 2.5, 4.0, 6.0)
-STEPS = (15, 25)
-SWEPT = 200
+STEPS = (10, 20)
 BATCH = 32
 SHOWN, ROW = 30, 5
 """Pictures on the sheet and in a row of it: those of the first trials, whatever they came to."""
@@ -58,25 +58,25 @@ class Judge:
         return {"accuracy": {name: _row(share) for name, share in shares.items()}, "frechet": distance}
 
 
-def evaluate(package: Path, classifier: Path, count: int, home: Path) -> dict[str, Any]:
-    """Chooses guidance and steps on the first `SWEPT` trials, then measures `count` trials with them.
+def evaluate(package: Path, count: int, home: Path) -> dict[str, Any]:
+    """Measures every setting on the same trials, and tells the best one's results apart.
 
     Args:
         package: What `package.write` wrote.
-        classifier: A trained classifier's folder.
         count: Trials.
         home: Folder that keeps the fresh renders, and gets a sheet of pictures, `SHEET`.
 
     Returns:
-        "chosen", its "model" results, those of the "renders" themselves (the ceiling), the "sweep", "seconds_16".
+        "chosen", its "model" results, those of the "renders" themselves (the ceiling), the "sweep", "seconds_16",
+        and the record of the "classifiers".
     """
     composed = [trials.compose(number) for number in range(count)]
     fresh_NHWC = trials.renders(composed, home / "renders.npy")
     encoder = CLIPVisionModelWithProjection.from_pretrained(package / "encoders" / "image").eval()
-    judge = Judge(classifiers.load(classifier), encoder, composed, fresh_NHWC)
+    judge = Judge(classifiers.load(package / "classifiers"), encoder, composed, fresh_NHWC)
     pipe = StableDiffusionPipeline.from_pretrained(package / "base")
     pipe.set_progress_bar_config(disable=True)
-    rows = list(sweep(pipe, judge, composed[:SWEPT]))
+    rows = list(sweep(pipe, judge, composed))
     chosen = choose(rows)
     images_NHWC = draw(pipe, [trial.prompt for trial in composed], chosen)
     sheet(images_NHWC[:SHOWN], composed).save(home / SHEET)
@@ -89,6 +89,7 @@ def evaluate(package: Path, classifier: Path, count: int, home: Path) -> dict[st
         "renders": ceiling,
         "sweep": rows,
         "seconds_16": seconds(pipe, composed[:16]),
+        "classifiers": json.loads((package / "classifiers" / RECORD).read_text()),
     }
 
 
@@ -101,12 +102,9 @@ def sweep(pipe: StableDiffusionPipeline, judge: Judge, some: list[Trial]) -> Ite
 
 
 def choose(rows: list[dict[str, Any]]) -> Setting:
-    """The setting with most pictures right in everything; of those within its interval, the least Frechet distance."""
-    best = max(rows, key=lambda row: float(row["accuracy"][ALL]["value"]))
-    bound = best["accuracy"][ALL]["low"]
-    equals = [row for row in rows if row["accuracy"][ALL]["value"] >= bound]
-    chosen = min(equals, key=lambda row: float(row["frechet"]))
-    return Setting(chosen["steps"], chosen["guidance"])
+    """The setting with most pictures right in everything; of equals, the one of the least Frechet distance."""
+    best = max(rows, key=lambda row: (float(row["accuracy"][ALL]["value"]), -float(row["frechet"])))
+    return Setting(best["steps"], best["guidance"])
 
 
 def draw(pipe: StableDiffusionPipeline, prompts: list[str], setting: Setting) -> NDArray[np.uint8]:

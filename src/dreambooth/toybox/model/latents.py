@@ -1,6 +1,6 @@
-"""Measures which latents to choose: the table of docs/toybox-autoencoder.md.
+"""Measures which latents to choose, at equal training time: the table "Latents" of docs/toybox.md.
 
-Run `python -m dreambooth.toybox.model.latents --seconds 240 --out docs/toybox-autoencoder-table.md`.
+Run `python -m dreambooth.toybox.model.latents --seconds 240`.
 """
 
 from __future__ import annotations

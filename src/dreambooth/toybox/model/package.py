@@ -1,8 +1,9 @@
-"""Writes what ships: a stock pipeline folder and the two encoders of the metrics, small enough for a repository."""
+"""Writes what ships: a stock pipeline folder, the metrics' two encoders and the classifiers, all small."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ from transformers import CLIPModel, PreTrainedModel, ViTModel
 from dreambooth.errors import RunError
 from dreambooth.toybox.model.clip import text_half, vision_half
 from dreambooth.toybox.model.denoiser import scheduler
-from dreambooth.toybox.model.train import tokenizer, trained
+from dreambooth.toybox.model.train import RECORD, tokenizer, trained
 
 MEGABYTE = 1_000_000
 FILE_LIMIT = 15 * MEGABYTE
 LIMIT = 32 * MEGABYTE
 SHARD = "14MB"
+PARTS = ("base", "encoders", "classifiers")
 PREFIX = "text_model."
 TABLE = f"{PREFIX}embeddings.token_embedding.weight"
 TOKENIZER_KEYS = ("bos_token", "eos_token", "model_max_length", "pad_token", "tokenizer_class", "unk_token")
@@ -37,13 +39,14 @@ PREPROCESSOR = {
 
 
 def write(home: Path, out: Path) -> None:
-    """Writes `out`/base and `out`/encoders from the finished networks in the folder of a size.
+    """Writes `out`/base, `out`/encoders and `out`/classifiers from the finished networks in the folder of a size.
 
     Raises:
         UserError: A network is not trained.
         RunError: A file, or all of them, are over the limit.
     """
     write_encoders(home, out / "encoders")
+    write_classifiers(home, out / "classifiers")
     clip = CLIPModel.from_pretrained(trained(home, "clip"), dtype=torch.float32)
     write_base(assemble(home, clip), out / "base")
     check_sizes(out)
@@ -59,6 +62,20 @@ def write_encoders(home: Path, out: Path) -> None:
     write_encoder(vision_half(clip), out / "image", "CLIPImageProcessor")
     identity = ViTModel.from_pretrained(trained(home, "identity"), add_pooling_layer=False, dtype=torch.float32)
     write_encoder(identity, out / "identity", "ViTImageProcessor")
+
+
+def write_classifiers(home: Path, out: Path) -> None:
+    """Writes the classifiers in half precision, beside the record of their training.
+
+    Raises:
+        UserError: They are not trained.
+    """
+    folder = trained(home, "classifiers")
+    out.mkdir(parents=True, exist_ok=True)
+    halves = {name: tensor.half() for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(halves, out / "model.safetensors", metadata={"format": "pt"})
+    shutil.copyfile(folder / "config.json", out / "config.json")
+    shutil.copyfile(folder.parent / RECORD, out / RECORD)
 
 
 def assemble(home: Path, clip: CLIPModel) -> StableDiffusionPipeline:
@@ -121,7 +138,7 @@ def check_sizes(out: Path) -> int:
     Raises:
         RunError: A file, or all of them, are over the limit.
     """
-    sizes = {path: path.stat().st_size for part in ("base", "encoders") for path in (out / part).rglob("*.*")}
+    sizes = {path: path.stat().st_size for part in PARTS for path in (out / part).rglob("*.*")}
     for path, size in sizes.items():
         if size >= FILE_LIMIT:
             raise RunError(f"{path} has {size / MEGABYTE:.1f} MB; the limit is {FILE_LIMIT / MEGABYTE:.0f} MB")

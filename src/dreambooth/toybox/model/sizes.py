@@ -84,7 +84,7 @@ def _autoencoder(channels: tuple[int, ...], layers: int) -> dict[str, Any]:
 # What ships; nine hours of two cores, in pieces.
 CPU = Size(
     {
-        "classifiers": Network({"channels": (32, 64, 128, 192)}, Plan(12_000, 64, 1e-3)),
+        "classifiers": Network({"channels": (32, 48, 72, 104)}, Plan(12_000, 64, 1.5e-3)),
         "identity": Network(_vit(128, 6, 4), Plan(1800, 64, 1e-3, betas=(0.9, 0.98))),
         "clip": Network(_clip(3, 128, 6, 4), Plan(2400, 128, 1e-3, betas=(0.9, 0.98))),
         "autoencoder": Network(
