@@ -118,11 +118,11 @@ def _main(arguments: list[str], log: Path, values: dict[str, str], sabotage: Cal
     cli.main(arguments)
 
 
-def make_photos(folder: Path) -> Path:
-    """Write three photos."""
+def make_photos(folder: Path, sizes: Sequence[tuple[int, int]] = ((96, 80),) * 3) -> Path:
+    """Write photos of these widths and heights."""
     folder.mkdir()
-    for index in range(3):
-        picture(index).save(folder / f"{index}.png")
+    for index, size in enumerate(sizes):
+        picture(index, size).save(folder / f"{index}.png")
     return folder
 
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from dreambooth.batches import Item, Plan, Slot, draw, generator, share
+from dreambooth.batches import Item, Plan, Slot, by_size, draw, generator, share
 from dreambooth.cache import Memo, Row
 from dreambooth.photos import Photo
 
 
 def items(count: int, name: str) -> list[Item]:
     photos = [Photo(f"{name}{k}", Path(f"{name}{k}.png"), (8, 8), None, None) for k in range(count)]
-    return [Item((Row(photo),), f"caption of {photo.id}") for photo in photos]
+    return [Item((Row(photo, (8, 8)),), f"caption of {photo.id}") for photo in photos]
 
 
 def encode(row: Row) -> dict[str, torch.Tensor]:
@@ -95,6 +96,40 @@ def test_every_draw_is_its_own() -> None:
     assert abs(noise.std() - 1) < 0.05
 
 
+def shaped(sizes: list[tuple[int, int]], row: Row) -> dict[str, torch.Tensor]:
+    """An image of its row's size, in which every number tells which of them it is."""
+    mean = torch.full((4, *row.size[::-1]), float(sizes.index(row.size)))
+    return {"mean_CHW": mean, "std_CHW": torch.zeros_like(mean), "view_4": torch.ones(4)}
+
+
+def test_images_are_drawn_size_by_size_and_as_each_alone() -> None:
+    sizes = [(8, 8), (4, 16), (16, 4)]
+    photos = [Photo(f"{k}", Path("x.png"), (8, 8)) for k in range(7)]
+    pool = [Item(tuple(Row(photo, size) for size in sizes), photo.id) for photo in photos]
+    plan, cache = Plan(5, pool, items(3, "class"), 7, 1.0), Memo(partial(shaped, sizes))
+    for step in range(10):
+        slots = plan.slots(step)
+        parts = by_size(slots, 5)
+        assert sorted(slot.index for part in parts for slot in part) == list(range(14))
+        batches = [draw(part, cache, 5, 0.1) for part in parts]
+        assert len({batch.latents_BCHW.shape[1:] for batch in batches}) == len(batches)
+        for part, batch in zip(parts, batches, strict=True):
+            alone = [draw([slot], cache, 5, 0.1) for slot in part]
+            assert torch.equal(batch.noise_BCHW, torch.cat([each.noise_BCHW for each in alone]))
+            assert torch.equal(batch.u_B, torch.cat([each.u_B for each in alone]))
+
+
+def test_the_order_and_the_times_do_not_depend_on_the_sizes() -> None:
+    """So a run in buckets shows the same photos at the same times as one in squares."""
+    sizes = [(8, 8), (4, 16)]
+    pools = [[Item((Row(item.rows[0].photo, size),), item.prompt) for item in items(5, "photo")] for size in sizes]
+    plans = [Plan(5, pool, [], 3, 1.0) for pool in pools]
+    for step in range(10):
+        one, other = (draw(plan.slots(step), Memo(partial(shaped, sizes)), 5, 0.1) for plan in plans)
+        assert one.prompts == other.prompts
+        assert torch.equal(one.u_B, other.u_B)
+
+
 def test_generators_repeat_and_differ_by_every_part_of_the_key() -> None:
     def first(*key: int | str) -> float:
         return torch.rand(1, generator=generator(0, *key)).item()
@@ -105,7 +140,7 @@ def test_generators_repeat_and_differ_by_every_part_of_the_key() -> None:
 
 def test_views_of_a_photo_are_all_used() -> None:
     photo = Photo("a", Path("a.png"), (8, 8), None, None)
-    item = Item(tuple(Row(photo, k, mirrored) for k in range(3) for mirrored in (False, True)), "a")
+    item = Item(tuple(Row(photo, (8, 8), k, mirrored) for k in range(3) for mirrored in (False, True)), "a")
     seen: list[Row] = []
 
     def note(row: Row) -> dict[str, torch.Tensor]:

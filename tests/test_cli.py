@@ -32,13 +32,13 @@ from tests.pictures import picture
 
 COMMON = {"--help", "--version", "-h"}
 SETTINGS = (
-    "--accumulation --adapter --allow --alpha --background-weight --base --batch-size --beta1 --beta2 --cache "
-    "--crops --dco-beta --ema --flip --gradient-checkpointing --guidance --inference-steps --keep --l2-to-base "
-    "--label --learning-rate --log-every --low-resolution-noise --max-grad-norm --memory --method --min-rank "
-    "--min-snr --model --no-cache --no-flip --no-gradient-checkpointing --no-select --no-train-text-encoder "
-    "--optimizer --precision --prior-count --prior-guidance --prior-images --prior-loss --prior-steps "
-    "--prior-weight --rank --resolution --revision --sampler --samples --save-every --scenes --schedule --seed "
-    "--select --start --steps --targets --text-encoder-learning-rate --train-text-encoder --warmup --weight-decay"
+    "--accumulation --adapter --allow --alpha --aspect --background-weight --base --batch-size --beta1 --beta2 --cache "
+    "--crops --dco-beta --ema --flip --gradient-checkpointing --guidance --inference-steps --keep --l2-to-base --label "
+    "--learning-rate --log-every --low-resolution-noise --max-grad-norm --memory --method --min-rank --min-snr --model "
+    "--no-cache --no-flip --no-gradient-checkpointing --no-select --no-train-text-encoder --optimizer --precision "
+    "--prior-count --prior-guidance --prior-images --prior-loss --prior-steps --prior-weight --rank --resolution "
+    "--revision --sampler --samples --save-every --scenes --schedule --seed --select --start --steps --targets "
+    "--text-encoder-learning-rate --train-text-encoder --warmup --weight-decay"
 )
 """The flags of a recipe."""
 
@@ -312,7 +312,7 @@ def test_a_dry_run_tells_the_reasons_and_touches_nothing(
     before = {path: path.stat().st_mtime_ns for path in cache.rglob("*")}
     told = train(lab.photos, lab.model, "--dry-run", "--json", out=tmp_path / "run", learning_rate=None)
     document = json.loads(told.out)
-    assert set(document) == {"recipe", "reasons", "warnings"}
+    assert set(document) == {"recipe", "reasons", "buckets", "warnings"}
     assert document["recipe"]["learning_rate"] == presets.TRAINING["sd", "lora"].values["learning_rate"]
     assert document["reasons"]["learning_rate"] == presets.TRAINING["sd", "lora"].source
     assert "steps" not in document["reasons"]  # it was given
@@ -320,9 +320,23 @@ def test_a_dry_run_tells_the_reasons_and_touches_nothing(
     line = next(line for line in text.splitlines() if line.startswith("resolution: 32 "))
     assert line.endswith("# the model's own")
     assert yaml.safe_load(text) == document["recipe"]
+    files = [f"{index}.png (17% cut away)" for index in range(3)]
+    assert f"# photos at 32 x 32 pixels: {', '.join(files)}" in text.splitlines()
+    assert document["buckets"][0]["photos"][2] == {"file": "2.png", "lost": 0.1667}
     assert here() == set()
     assert not (tmp_path / "run").exists()
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("*")} == before
+
+
+def test_a_dry_run_tells_the_buckets_of_photos_that_keep_their_shape(lab: Lab, tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "photos", [(100, 60), (60, 100), (90, 100), (800, 100)])
+    told = train(photos, lab.model, "--dry-run", "--aspect", "keep").out.splitlines()
+    assert [line for line in told if line.startswith("# photos")] == [
+        "# photos at 40 x 24 pixels: 0.png (whole)",
+        "# photos at 24 x 40 pixels: 1.png (whole)",
+        "# photos at 32 x 32 pixels: 2.png (10% cut away)",
+        "# photos at 64 x 16 pixels: 3.png (50% cut away)",
+    ]
 
 
 def generate(target: object, *prompts: str, out: str, **settings: object) -> tuple[Path, list[np.ndarray]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from diffusers.training_utils import compute_snr
 from torch import Tensor
 
 from dreambooth import families, loop, methods
-from dreambooth.batches import Item, Plan, draw, share
+from dreambooth.batches import Item, Plan, by_size, draw, share
+from dreambooth.buckets import Size
 from dreambooth.cache import Memo, Row, encode_prompt
 from dreambooth.families import Family
 from dreambooth.models import resolve
@@ -23,6 +25,9 @@ from dreambooth.photos import Photo
 from dreambooth.recipe import Recipe
 
 NOUN = "dog"
+SQUARE = (32, 32)
+SHAPES = (SQUARE, (48, 24), (24, 40))
+"""Photos of three shapes."""
 
 
 def recipe_for(model: Path, **values: object) -> Recipe:
@@ -45,17 +50,22 @@ def recipe_for(model: Path, **values: object) -> Recipe:
 
 def random_latents(row: Row, channels: int = 4) -> dict[str, Tensor]:
     source = torch.Generator().manual_seed(sum(map(ord, row.photo.id)))
-    mean_CHW, std_CHW = torch.randn(channels, 8, 8, generator=source), torch.rand(channels, 8, 8, generator=source)
+    shape = (channels, row.size[1] // 4, row.size[0] // 4)
+    mean_CHW, std_CHW = torch.randn(shape, generator=source), torch.rand(shape, generator=source)
     return {"mean_CHW": mean_CHW, "std_CHW": std_CHW, "view_4": torch.rand(4, generator=source) * 64}
 
 
-def pool(count: int, prompt: str) -> list[Item]:
-    photos = [Photo(f"{prompt}{k}", Path("x.png"), (32, 32), None, None) for k in range(count)]
-    return [Item((Row(photo),), prompt) for photo in photos]
+def pool(prompt: str, sizes: Sequence[Size]) -> list[Item]:
+    """An item for each size."""
+    photos = [Photo(f"{prompt}{k}", Path("x.png"), size, None, None) for k, size in enumerate(sizes)]
+    return [Item((Row(photo, photo.size),), prompt) for photo in photos]
 
 
-def make_loop(recipe: Recipe, photos: int = 3, prior: int = 5) -> tuple[loop.Loop, Family]:
-    """A loop over random latents on the debug model, its LoRA no longer at zero so that all gradients live."""
+def make_loop(recipe: Recipe, sizes: Sequence[Size] = (SQUARE,) * 3) -> tuple[loop.Loop, Family]:
+    """A loop over random latents on the debug model, its LoRA no longer at zero so that all gradients live.
+
+    There is a photo for each size, of latents of a quarter of it, and five square class images.
+    """
     source = resolve(str(recipe.model))
     family = families.get(source.family)
     pipe = family.load(source, torch.float32)
@@ -71,8 +81,8 @@ def make_loop(recipe: Recipe, photos: int = 3, prior: int = 5) -> tuple[loop.Loo
     optimizer = torch.optim.AdamW(settings, weight_decay=recipe.weight_decay)
     plan = Plan(
         recipe.seed,
-        pool(photos, f"a {recipe.subjects[0].identifier} {NOUN}"),
-        pool(prior, f"a {NOUN}") if recipe.prior_weight else [],
+        pool(f"a {recipe.subjects[0].identifier} {NOUN}", sizes),
+        pool(f"a {NOUN}", (SQUARE,) * 5) if recipe.prior_weight else [],
         recipe.batch_size,
         recipe.prior_weight,
     )
@@ -86,13 +96,19 @@ def channels_of(pipe: DiffusionPipeline, family: Family) -> int:
     return 4 if hasattr(pipe, "vae") else int(family.denoiser(pipe).config.in_channels)
 
 
+def backward_all(state: loop.Loop, accumulation: int, step: int) -> Tensor:
+    """Add the gradient of a whole step, pass by pass and size by size, and return its loss parts."""
+    seed, passes = state.plan.seed, share(state.plan.slots(step), accumulation, 0, 1)
+    alike = [part for each in passes for part in by_size(each, seed)]
+    return torch.stack([loop.backward(state, draw(part, state.latents, seed, 0.1)) for part in alike]).sum(dim=0)
+
+
 def gradients(state: loop.Loop, accumulation: int, step: int = 0) -> tuple[Tensor, Tensor]:
     """Loss parts and the gradient of all trained weights, as one vector, of a whole step."""
     state.optimizer.zero_grad()
-    passes = share(state.plan.slots(step), accumulation, 0, 1)
-    parts = sum(loop.backward(state, draw(part, state.latents, state.plan.seed, 0.1)) for part in passes)
+    parts = backward_all(state, accumulation, step)
     weights = [weight for group in state.optimizer.param_groups for weight in group["params"]]
-    return torch.as_tensor(parts), torch.cat([weight.grad.flatten() for weight in weights])
+    return parts, torch.cat([weight.grad.flatten() for weight in weights])
 
 
 def reference(state: loop.Loop, family: Family, step: int = 0) -> tuple[Tensor, Tensor]:
@@ -125,12 +141,12 @@ def reference(state: loop.Loop, family: Family, step: int = 0) -> tuple[Tensor, 
 
 @pytest.mark.parametrize("model", ["tiny_sd", "tiny_sd_v"])
 @pytest.mark.parametrize("min_snr", [None, 5.0])
-@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize(("batch_size", "sizes"), [(1, (SQUARE,) * 3), (3, (SQUARE,) * 3), (3, SHAPES)])
 def test_the_loss_is_the_sum_of_two_separately_computed_ones(
-    model: str, min_snr: float | None, batch_size: int, request: pytest.FixtureRequest
+    model: str, min_snr: float | None, batch_size: int, sizes: tuple[Size, ...], request: pytest.FixtureRequest
 ) -> None:
     recipe = recipe_for(request.getfixturevalue(model), min_snr=min_snr, batch_size=batch_size, prior_weight=0.6)
-    state, family = make_loop(recipe)
+    state, family = make_loop(recipe, sizes)
     parts, grad = gradients(state, accumulation=1)
     expected_parts, expected_grad = reference(state, family)
     torch.testing.assert_close(parts, expected_parts * torch.tensor([1, 0.6]), rtol=1e-5, atol=1e-7)
@@ -193,7 +209,7 @@ def test_the_loss_parts_are_reported_apart_and_before_lambda(tiny_sd: Path) -> N
 def test_one_photo_overfits(tiny_sd: Path) -> None:
     """With everything trained on one photo and no prior, its loss at fixed noise falls to a fraction."""
     recipe = recipe_for(tiny_sd, prior_weight=0, method="full", rank=None, alpha=None, learning_rate=5e-3, steps=150)
-    state, _ = make_loop(recipe, photos=1)
+    state, _ = make_loop(recipe, (SQUARE,))
     sharp = Memo(lambda row: {**random_latents(row), "std_CHW": torch.zeros(4, 8, 8)})
     state = dataclasses.replace(state, latents=sharp)
 

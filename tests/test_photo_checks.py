@@ -21,6 +21,10 @@ def test_a_small_photo_is_used_with_a_word_and_a_tiny_one_is_not(tmp_path):
         "tiny.png": ["small"],
     }
     assert used(tmp_path, 512) == ["enough.png", "least.png", "small.png"]
+    kept = photos.read(tmp_path, 512, aspect="keep")
+    assert [found.file for found in kept if found.problems] == ["least.png", "tiny.png"], (
+        "small.png has 276 x 276 in all"
+    )
 
 
 # Blur and exposure

@@ -132,6 +132,23 @@ def test_however_the_images_are_spread(
     assert_close_runs(one, two)
 
 
+def test_two_processes_that_hold_different_numbers_of_sizes_are_as_one(
+    folder: Path, tiny_sd: Path, tmp_path: Path
+) -> None:
+    """Of the six images of a step one process holds three photos of as many shapes, the other class images alone."""
+    shapes = commands.make_photos(tmp_path / "shapes", [(96, 80), (100, 60), (50, 90)])
+    more = ("--batch-size", "3", "--aspect", "keep")
+    alone = start(
+        commands.arguments(shapes, tiny_sd, tmp_path / "one", *more), tmp_path / "log", folder / "small-cache"
+    )
+    assert alone.wait() == 0, alone.output
+    assert "photos at 40 x 24 pixels: 1.png (whole)" in alone.output
+    line = commands.arguments(shapes, tiny_sd, tmp_path / "two", *more)
+    ranks = start_ranks(2, line, tmp_path / "logs", folder / "small-cache")
+    assert [rank.wait() for rank in ranks] == [0, 0], [rank.output for rank in ranks]
+    assert_close_runs(tmp_path / "one", tmp_path / "two")
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 def test_when_one_is_killed_the_other_ends_and_the_run_can_go_on(
     victim: int, straight: Path, folder: Path, tiny_sd: Path, tmp_path: Path

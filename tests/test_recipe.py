@@ -43,6 +43,7 @@ COUNTED = {
     "prior_guidance": 2.0,
     "min_snr": 5.0,
     "resolution": 64,
+    "aspect": "keep",
     "crops": 1,
     "flip": True,
     "background_weight": 0.5,

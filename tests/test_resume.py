@@ -43,6 +43,7 @@ KINDS = {
     "full": ("--method", "full"),
     "text encoder": ("--train-text-encoder",),
     "textual inversion": ("--method", "textual-inversion"),
+    "buckets": ("--aspect", "keep", "--batch-size", "2", "--crops", "1"),
 }
 
 
@@ -62,7 +63,7 @@ class Lab:
     def __init__(self, folder: Path, model: Path) -> None:
         self.folder = folder
         self.model = model
-        self.photos = commands.make_photos(folder / "photos")
+        self.photos = commands.make_photos(folder / "photos", [(96, 80), (100, 60), (50, 90)])
         self.cache = folder / "cache"
         self._straight: dict[str, Path] = {}
 
@@ -282,11 +283,11 @@ def test_a_refused_folder_gets_no_file(lab: Lab) -> None:
 def test_a_photo_is_encoded_the_same_whatever_came_before(lab: Lab) -> None:
     source = resolve(str(lab.model))
     family = families.get(source.family)
-    rows = [Row(photo) for photo in usable(read(lab.photos, 32))]
+    rows = [Row(photo, (32, 32)) for photo in usable(read(lab.photos, 32))]
 
     def encoded(order: list[Row]) -> dict[Row, dict[str, Tensor]]:
         pipe = family.load(source, torch.float32)
-        return {row: encode_photo(pipe, family, row, 32, 0) for row in order}
+        return {row: encode_photo(pipe, family, row, 0) for row in order}
 
     forward, last_alone = encoded(rows), encoded(rows[-1:])
     backward = encoded(rows[::-1])

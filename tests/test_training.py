@@ -77,6 +77,7 @@ def assert_equal(one: Run, two: Run) -> None:
     [
         {},
         {"crops": 2, "flip": True, "batch_size": 2},
+        {"crops": 1, "flip": True, "batch_size": 2, "aspect": "keep"},
         {"train_text_encoder": True},
         {"method": "full", "min_snr": 5.0},
         {"method": "textual-inversion"},

@@ -213,7 +213,8 @@ def _score(material: Material, task: _Task, judges: Judges, reporter: Reporter) 
     cells = tuple(
         _cell(cell, {name: value_CK[index] for name, value_CK in rows.items()}) for index, cell in enumerate(task.cells)
     )
-    shown = [Image.fromarray(photos.crop(photo, task.tuned.sampling.size, 0, 0)) for photo in material.photos]
+    size = (task.tuned.sampling.size, task.tuned.sampling.size)
+    shown = [Image.fromarray(photos.crop(photo, size, 0, 0)) for photo in material.photos]
     document = {
         "application": task.name,
         **{name: getattr(task.application, name) for name in ("title", "source")},

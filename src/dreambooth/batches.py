@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dreambooth.buckets import Size
 from dreambooth.cache import Memo, Row
 
 
@@ -44,7 +45,7 @@ class Slot:
 
 @dataclass
 class Batch:
-    """What one forward pass needs, all of it drawn.
+    """What one forward pass needs, all of it drawn, for images of one size.
 
     Attributes:
         latents_BCHW: Latents drawn from the encoder's posterior.
@@ -114,20 +115,28 @@ def share(slots: Sequence[Slot], accumulation: int, rank: int, world: int) -> li
     return [padded[(micro * world + rank) * size :][:size] for micro in range(accumulation)]
 
 
+def by_size(slots: Sequence[Slot], seed: int) -> list[list[Slot]]:
+    """Split slots into those of one size each, as a forward pass needs them: a loss that is a sum does not mind."""
+    found: dict[Size, list[Slot]] = {}
+    for slot in slots:
+        row, _ = _draw_row(slot, seed)
+        found.setdefault(row.size, []).append(slot)
+    return list(found.values())
+
+
 def draw(slots: Sequence[Slot], latents: Memo[Row, dict[str, Tensor]], seed: int, background_weight: float) -> Batch:
     """Draw everything random about `slots` and join them to a batch, on the CPU.
 
     Args:
-        slots: The images.
+        slots: The images, of one size (`by_size`).
         latents: Their encoded views.
         seed: The plan's seed.
         background_weight: Weight in the loss of what an image's mask leaves out.
     """
     drawn, noises, times, masks, views = [], [], [], [], []
     for slot in slots:
-        source = generator(seed, "slot", slot.step, slot.index)
-        view = int(torch.randint(len(slot.item.rows), (1,), generator=source))
-        encoded = latents[slot.item.rows[view]]
+        row, source = _draw_row(slot, seed)
+        encoded = latents[row]
         mean_CHW = encoded["mean_CHW"]
         times.append(torch.rand(1, generator=source))
         noises.append(torch.randn(mean_CHW.shape, generator=source))
@@ -144,6 +153,12 @@ def draw(slots: Sequence[Slot], latents: Memo[Row, dict[str, Tensor]], seed: int
         _stack_masks(masks, drawn, background_weight),
         torch.stack(views),
     )
+
+
+def _draw_row(slot: Slot, seed: int) -> tuple[Row, torch.Generator]:
+    """Return the view that a slot shows, and the generator of what else is drawn for it."""
+    source = generator(seed, "slot", slot.step, slot.index)
+    return slot.item.rows[int(torch.randint(len(slot.item.rows), (1,), generator=source))], source
 
 
 def _stack_masks(masks: Sequence[Tensor | None], drawn: Sequence[Tensor], background_weight: float) -> Tensor | None:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dreambooth import photos
+from dreambooth.buckets import Size
 from dreambooth.families import Family
 from dreambooth.photos import Photo
 
@@ -26,9 +27,13 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Row:
-    """One encoded view of a photo: its centre crop (variant 0) or its k-th random crop, perhaps mirrored."""
+    """One encoded view of a photo: its centre crop (variant 0) or its k-th random crop to a size, perhaps mirrored.
+
+    The size is width and height in pixels.
+    """
 
     photo: Photo
+    size: Size
     variant: int = 0
     mirrored: bool = False
 
@@ -101,18 +106,18 @@ class Shelf(MutableMapping[Key, dict[str, Tensor]]):
 
 
 @torch.no_grad()
-def encode_photo(pipe: DiffusionPipeline, family: Family, row: Row, resolution: int, seed: int) -> dict[str, Tensor]:
+def encode_photo(pipe: DiffusionPipeline, family: Family, row: Row, seed: int) -> dict[str, Tensor]:
     """Encode one view of a photo.
 
     Returns:
         `mean_CHW` and `std_CHW` of its latents and its `view_4`, float32 on the CPU; `mask_1HW` where it has a mask.
     """
-    pixels_HWC = photos.crop(row.photo, resolution, row.variant, seed)
+    pixels_HWC = photos.crop(row.photo, row.size, row.variant, seed)
     pixels_1CHW = torch.tensor(_flip(pixels_HWC, row.mirrored)).permute(2, 0, 1)[None]
     rows = family.encode_images(pipe, pixels_1CHW.float() / 127.5 - 1)
     encoded = {name.replace("_BCHW", "_CHW"): value_1CHW[0].float().cpu() for name, value_1CHW in rows.items()}
-    encoded["view_4"] = _view(row, resolution, seed)
-    mask_HW = photos.crop_mask(row.photo, resolution, row.variant, seed)
+    encoded["view_4"] = _view(row, seed)
+    mask_HW = photos.crop_mask(row.photo, row.size, row.variant, seed)
     if mask_HW is not None:
         mask_11HW = torch.tensor(_flip(mask_HW, row.mirrored))[None, None].float() / 255
         encoded["mask_1HW"] = F.interpolate(mask_11HW, encoded["mean_CHW"].shape[-2:], mode="area")[0]
@@ -126,15 +131,15 @@ def encode_prompt(pipe: DiffusionPipeline, family: Family, prompt: str) -> dict[
     return {name: value.cpu() for name, value in row.items()}
 
 
-def _view(row: Row, resolution: int, seed: int) -> Tensor:
+def _view(row: Row, seed: int) -> Tensor:
     """Return the photo's height and width, and top and left edge of the view in the photo scaled as the view is.
 
     For the models that were trained to be told (Podell et al. 2023, https://arxiv.org/abs/2307.01952, section 2.2).
     """
     width, height = row.photo.size
-    left, top, right, bottom = photos.box(row.photo, row.variant, seed)
-    scale = resolution / (bottom - top)
-    return torch.tensor([height, width, top * scale, (width - right if row.mirrored else left) * scale])
+    left, top, right, bottom = photos.box(row.photo, row.size, row.variant, seed)
+    across, down = row.size[0] / (right - left), row.size[1] / (bottom - top)
+    return torch.tensor([height, width, top * down, (width - right if row.mirrored else left) * across])
 
 
 def _flip(pixels: np.ndarray, mirrored: bool) -> np.ndarray:

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from dreambooth.batches import Batch, Plan, draw, share
+from dreambooth.batches import Batch, Plan, by_size, draw, share
 from dreambooth.cache import Memo, Row
 from dreambooth.diffusion import Process
 from dreambooth.errors import RunError
@@ -108,10 +108,12 @@ def steps(loop: Loop, start: int) -> Iterator[Pending]:
         resting = set_rates(loop.optimizer, step, loop.recipe)
         slots = loop.plan.slots(step)
         passes = share(slots, loop.recipe.accumulation or 1, accelerator.process_index, accelerator.num_processes)
+        alike = [part for each in passes for part in by_size(each, loop.plan.seed)]
         parts_2 = torch.zeros(2, device=accelerator.device)
-        for index, part in enumerate(passes):
+        # Processes may differ in how many sizes they hold: they meet in the last backward pass alone.
+        for index, part in enumerate(alike):
             batch = draw(part, loop.latents, loop.plan.seed, loop.recipe.background_weight)
-            last = index == len(passes) - 1
+            last = index == len(alike) - 1
             with nullcontext() if last else accelerator.no_sync(loop.trainee):
                 parts_2 += backward(loop, batch)
         for weight in resting:

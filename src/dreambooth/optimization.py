@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dreambooth import (
+    buckets,
     checkpoint,
     frozen,
     interruption,
@@ -82,16 +83,19 @@ def prepare(job: Job, class_images: Sequence[Sequence[Photo]]) -> tuple[loop.Loo
 def _items(job: Job, class_images: Sequence[Sequence[Photo]]) -> tuple[list[Item], list[Item]]:
     """Pair every photo with its caption and every class image with the class prompt."""
     recipe = job.recipe
+    assert recipe.resolution is not None
+    square = (recipe.resolution, recipe.resolution)
     views = [(k, m) for k in range(recipe.crops + 1) for m in ((False, True) if recipe.flip else (False,))]
     subject_items, prior_items = [], []
     for index, (subject, pool) in enumerate(zip(recipe.subjects, job.photos, strict=True)):
         for photo in pool:
-            rows = tuple(Row(photo, variant, mirrored) for variant, mirrored in views)
+            size = buckets.size(photo.size, recipe, job.family.STRIDE)
+            rows = tuple(Row(photo, size, variant, mirrored) for variant, mirrored in views)
             subject_items.append(Item(rows, caption(recipe, index, photo)))
             if recipe.prior_loss == "parent" and recipe.prior_weight:
                 prior_items.append(Item(rows, class_caption(recipe, subject_items[-1].prompt)))
         text = prompts.class_prompt(subject.class_noun)
-        prior_items += [Item((Row(photo),), text) for photo in class_images[index]]
+        prior_items += [Item((Row(photo, square),), text) for photo in class_images[index]]
     return subject_items, prior_items
 
 
@@ -100,10 +104,8 @@ def _caches(
 ) -> tuple[Memo[Row, dict[str, Tensor]], Memo[str, dict[str, Tensor]] | None]:
     """Encode images and captions once, unless the recipe encodes at every step; a trained text encoder always does."""
     recipe = job.recipe
-    assert recipe.resolution is not None
-    side = recipe.resolution
     latents: Memo[Row, dict[str, Tensor]] = Memo(
-        lambda row: encode_photo(job.pipe, job.family, row, side, recipe.seed), recipe.cache, Shelf()
+        lambda row: encode_photo(job.pipe, job.family, row, recipe.seed), recipe.cache, Shelf()
     )
     texts: Memo[str, dict[str, Tensor]] | None = None
     if not methods.trains_text_encoders(recipe):

@@ -7,12 +7,15 @@ anew.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+
+from dreambooth.buckets import Aspect, Size
 
 SMALLEST = 16
 """Photos with a side under this many pixels are not used."""
@@ -82,18 +85,19 @@ class Picture:
     miniature: npt.NDArray[np.float32]
 
 
-def check(image: Image.Image, size: tuple[int, int], resolution: int) -> list[Problem]:
+def check(image: Image.Image, size: Size, resolution: int, aspect: Aspect) -> list[Problem]:
     """Find what is wrong with one photo by itself.
 
     Args:
         image: A reduced RGB version of it, no larger than the photo.
         size: Width and height of the photo, upright.
-        resolution: The side in pixels at which it will be learnt.
+        resolution: The side in pixels at which it will be learnt, or that of a square of as many pixels.
+        aspect: Whether it will be cut square or keeps its shape.
     """
     sharp, image = image.copy(), image.copy()
     sharp.thumbnail((_SHARP_SIDE, _SHARP_SIDE), Image.Resampling.LANCZOS)
     image.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-    found = [_small(size, resolution), _exposure(image) or _blur(sharp), _bars(image)]
+    found = [_small(size, resolution, aspect), _exposure(image) or _blur(sharp), _bars(image)]
     return [problem for problem in found if problem]
 
 
@@ -193,11 +197,12 @@ def _twin(picture: Picture, originals: Sequence[Picture], miniatures: npt.NDArra
     return originals[near[0]] if near.size else None
 
 
-def _small(size: tuple[int, int], resolution: int) -> Problem | None:
+def _small(size: Size, resolution: int, aspect: Aspect) -> Problem | None:
     width, height = size
     if too_small(size):
         return Problem("small", f"only {width} x {height} pixels, too few to be used: find a larger version of it")
-    if 2 * min(size) < resolution:
+    side = min(size) if aspect == "square" else math.sqrt(width * height)
+    if 2 * side < resolution:
         mend = "find a larger version of it, or expect it to be soft"
         return Problem("small", f"{width} x {height} pixels, under half the {resolution} it is learnt at: {mend}")
     return None

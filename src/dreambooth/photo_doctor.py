@@ -113,7 +113,7 @@ def subject_problems(subject: Subject, size: tuple[int, int]) -> list[Problem]:
     lost = _outside_square(subject, size)
     if lost > LOST:
         message = f"the square in the middle, which is learnt, seems to leave out {lost:.0%} of the subject"
-        return [Problem("cut", f"{message}: crop the photo so that the subject is in its middle")]
+        return [Problem("cut", f"{message}: crop the photo to it, or train with --aspect keep")]
     edges = _edges_touched(subject)
     if edges:
         message = f"the subject seems to be cut off at the {' and '.join(edges)}"

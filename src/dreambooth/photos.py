@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from dreambooth import photo_checks
+from dreambooth import buckets, photo_checks
+from dreambooth.buckets import Aspect, Size
 from dreambooth.errors import UserError
 from dreambooth.photo_checks import Picture
 from dreambooth.photo_checks import Problem as Problem
@@ -82,7 +83,12 @@ class Finding:
         return self.photo is not None
 
 
-def read(folder: Path, resolution: int, look: Callable[[str, Image.Image], object] | None = None) -> list[Finding]:
+def read(
+    folder: Path,
+    resolution: int,
+    look: Callable[[str, Image.Image], object] | None = None,
+    aspect: Aspect = "square",
+) -> list[Finding]:
     """Read and check every entry of a folder, sorted by name (`2.jpg` before `10.jpg`). Sidecars have no entry.
 
     Args:
@@ -90,6 +96,7 @@ def read(folder: Path, resolution: int, look: Callable[[str, Image.Image], objec
         resolution: The side in pixels at which they will be learnt.
         look: Called with the name and a reduced version (RGB, at most 512 pixels) of every photo that can be read, so
             that who wants to see them need not decode them again.
+        aspect: Whether they are cut square or keep their shape, as in the recipe.
 
     Raises:
         UserError: There is no such folder, no photo in it can be used, or one has more than 250 megapixels.
@@ -98,7 +105,8 @@ def read(folder: Path, resolution: int, look: Callable[[str, Image.Image], objec
     sidecars = {entry.with_suffix(end) for entry in entries if _is_photo(entry) for end in (CAPTION, MASK)}
     listed = [entry for entry in entries if entry not in sidecars]
     pictures: list[Picture] = []
-    problems = {entry.name: _inspect(entry, resolution, pictures, look) for entry in listed}
+    check = functools.partial(photo_checks.check, resolution=resolution, aspect=aspect)
+    problems = {entry.name: _inspect(entry, check, pictures, look) for entry in listed}
     large_enough = [picture for picture in pictures if not photo_checks.too_small(picture.size)]
     originals = photo_checks.copies(large_enough)
     for copy, original in originals.items():
@@ -140,31 +148,31 @@ def open_upright(path: Path, background: str = "white") -> Image.Image:
         return _rgb(image, background)
 
 
-def crop(photo: Photo, resolution: int, variant: int, seed: int) -> npt.NDArray[np.uint8]:
-    """Cut a square out of a photo and resize it to `resolution`.
+def crop(photo: Photo, size: Size, variant: int, seed: int) -> npt.NDArray[np.uint8]:
+    """Cut a part out of a photo and resize it.
 
     Args:
         photo: The photo.
-        resolution: Side of the result in pixels.
-        variant: 0 is the largest square in the centre; each k > 0 is another random square of 85 to 100 % of the
-            shorter side, anywhere.
-        seed: Chooses the random squares, together with the photo and the variant.
+        size: Width and height of the result in pixels.
+        variant: 0 is the largest part of that shape, in the centre; each k > 0 is another random one, of 85 to 100 % of
+            its sides, anywhere.
+        seed: Chooses the random parts, together with the photo and the variant.
 
     Returns:
-        RGB pixels, (resolution, resolution, 3).
+        RGB pixels, (height, width, 3).
     """
-    square = box(photo, variant, seed)
+    part = box(photo, size, variant, seed)
     image = open_upright(photo.path)
-    return np.asarray(image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=square, reducing_gap=3.0))
+    return np.asarray(image.resize(size, Image.Resampling.LANCZOS, box=part, reducing_gap=3.0))
 
 
-def crop_mask(photo: Photo, resolution: int, variant: int, seed: int) -> npt.NDArray[np.uint8] | None:
-    """Cut the square that `crop` cuts out of the photo's mask: (resolution, resolution), 255 on the subject."""
+def crop_mask(photo: Photo, size: Size, variant: int, seed: int) -> npt.NDArray[np.uint8] | None:
+    """Cut the part that `crop` cuts out of the photo's mask: (height, width), 255 on the subject."""
     if photo.mask_path is None:
         return None
     mask = read_mask(photo.mask_path)
-    square = box(photo, variant, seed)
-    return np.asarray(mask.resize((resolution, resolution), Image.Resampling.BILINEAR, box=square))
+    part = box(photo, size, variant, seed)
+    return np.asarray(mask.resize(size, Image.Resampling.BILINEAR, box=part))
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -188,7 +196,10 @@ def _is_photo(path: Path) -> bool:
 
 
 def _inspect(
-    path: Path, resolution: int, pictures: list[Picture], look: Callable[[str, Image.Image], object] | None
+    path: Path,
+    check: Callable[[Image.Image, Size], list[Problem]],
+    pictures: list[Picture],
+    look: Callable[[str, Image.Image], object] | None,
 ) -> list[Problem]:
     """Say what is wrong with one entry by itself, and append the picture in it, if there is one."""
     reason = _no_photo(path)
@@ -204,7 +215,7 @@ def _inspect(
     pictures.append(Picture(path.name, content, size, photo_checks.miniature(image)))
     if look:
         look(path.name, image)
-    return photo_checks.check(image, size, resolution)
+    return check(image, size)
 
 
 def _no_photo(path: Path) -> str | None:
@@ -327,17 +338,17 @@ def _mask(path: Path, size: tuple[int, int]) -> tuple[Path | None, list[Problem]
     return path, []
 
 
-def box(photo: Photo, variant: int, seed: int) -> tuple[int, int, int, int]:
-    """Return left, top, right and bottom of the square in the upright photo that `crop` cuts out."""
-    width, height = photo.size
-    side = min(width, height)
+def box(photo: Photo, size: Size, variant: int, seed: int) -> tuple[int, int, int, int]:
+    """Return left, top, right and bottom of the part of the upright photo that `crop` cuts out."""
+    width, height = buckets.fit(photo.size, size)
     across = down = 0.5
     if variant:
         draw = random.Random(f"{seed} {photo.id} {variant}")
-        side = max(1, round(side * (0.85 + 0.15 * draw.random())))
+        scale = 0.85 + 0.15 * draw.random()
+        width, height = max(1, round(width * scale)), max(1, round(height * scale))
         across, down = draw.random(), draw.random()
-    left, top = int((width - side + 1) * across), int((height - side + 1) * down)
-    return left, top, left + side, top + side
+    left, top = int((photo.size[0] - width + 1) * across), int((photo.size[1] - height + 1) * down)
+    return left, top, left + width, top + height
 
 
 def _nothing_usable(folder: Path, findings: Sequence[Finding]) -> str:

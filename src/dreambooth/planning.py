@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from diffusers import DiffusionPipeline
 
 from dreambooth import (
+    buckets,
     environment,
     families,
     identifier_search,
@@ -24,6 +26,7 @@ from dreambooth import (
     sampling,
     starting,
 )
+from dreambooth.buckets import Bucket
 from dreambooth.diffusion import Ddpm
 from dreambooth.errors import UserError
 from dreambooth.families import Family
@@ -44,6 +47,7 @@ class Plans:
         reasons: Why each value that was filled in is what it is.
         source: The base model.
         findings: For each subject what its folder holds.
+        buckets: The sizes at which the photos are learnt.
         class_images: For each subject the real class images to use; empty where they are generated.
         warnings: Lines the user should read.
     """
@@ -52,6 +56,7 @@ class Plans:
     reasons: dict[str, str]
     source: Source
     findings: list[list[Finding]]
+    buckets: list[Bucket]
     class_images: list[list[Photo]]
     warnings: list[str]
 
@@ -76,19 +81,22 @@ def make_plans(recipe: Recipe) -> Plans:
     source = resolve(recipe.model, recipe.revision)
     native = native_resolution(source)
     filled, derived = presets.fill(recipe, source, native, environment.processes().device.type)
-    _check_settings(filled, families.get(source.family))
+    family = families.get(source.family)
+    _check_settings(filled, family)
     filled = _located(filled, source)
     assert filled.resolution is not None
-    findings = [photos.read(subject.photos, filled.resolution) for subject in filled.subjects]
+    findings = [photos.read(subject.photos, filled.resolution, aspect=filled.aspect) for subject in filled.subjects]
+    pools = [photos.usable(found) for found in findings]
+    sizes = buckets.plan(itertools.chain(*pools), filled, family.STRIDE)
     class_images = _real_class_images(filled)
     warnings = [
         f"{entry.file}: {problem.message}" for found in findings for entry in found for problem in entry.problems
     ]
     warnings += [problem.message for found in findings for problem in photos.warnings(found)]
-    warnings += mistakes.look(mistakes.Plan(recipe, filled, source, native, [photos.usable(each) for each in findings]))
+    warnings += mistakes.look(mistakes.Plan(recipe, filled, source, native, pools))
     if filled.method == "textual-inversion" and filled.prior_weight:
         warnings.append("class images change nothing in textual inversion: their prompts do not hold the new token")
-    return Plans(filled, {**reasons, **derived}, source, findings, class_images, warnings)
+    return Plans(filled, {**reasons, **derived}, source, findings, sizes, class_images, warnings)
 
 
 def identify(recipe: Recipe, pipe: DiffusionPipeline, pictures: Sequence[Sequence[Photo]]) -> Recipe:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from dreambooth.buckets import Aspect
 from dreambooth.errors import UserError
 from dreambooth.prompts import LABEL, require_label
 
@@ -32,6 +33,7 @@ LATER = (
     "select",
     "base",
     "low_resolution_noise",
+    "aspect",
 )
 """Settings that came after the first runs were made."""
 
@@ -120,6 +122,9 @@ class Settings(BaseModel):
     )
     min_snr: float | None = Field(None, gt=0, description="Gamma of min-SNR loss weighting; off by default.")
     resolution: int | None = Field(None, ge=16, description="Side of the square training images in pixels.")
+    aspect: Aspect = Field(
+        "square", description="Photos are cut square, or keep their shape as far as the model can take it."
+    )
     low_resolution_noise: int | None = Field(
         None, ge=0, description="Super-resolution: level of the small image's noise, a step of its schedule."
     )

@@ -131,14 +131,7 @@ def _begin(plans: Plans, out: Path | None, reporter: Reporter) -> Job:
     if out is None:
         job.run = Run(Path("runs") / f"{recipe.subjects[0].photos.resolve().name}-{recipe.method}-{identity[:8]}")
     job.run.require_own(recipe, identity)
-    for given, named in zip(plans.recipe.subjects, recipe.subjects, strict=True):
-        if given.identifier is None and not recipe.learns_token:
-            job.reporter.say(f"identifier {named.identifier}: of the rare words at hand the model knows it least")
-    for warning in plans.warnings:
-        job.reporter.say(f"warning: {warning}")
-    for name, reason in plans.reasons.items():
-        if name in ("model", "precision"):
-            job.reporter.say(f"{name} {getattr(recipe, name)}: {reason}")
+    _announce(job)
     fitted = fitting.fit(pipe, family, recipe, accelerator.device, accelerator.num_processes)
     job.recipe, job.step_mb = fitted.recipe, fitted.bytes and round(fitted.bytes / 1e6)
     job.plans.reasons.update(fitted.reasons)
@@ -149,6 +142,21 @@ def _begin(plans: Plans, out: Path | None, reporter: Reporter) -> Job:
         quantise.quantise(denoiser, recipe.base, storage_dtype(recipe), accelerator.device)
     place(pipe, accelerator.device)
     return job
+
+
+def _announce(job: Job) -> None:
+    """Tell what was settled for the user, and what will become of the photos."""
+    plans, recipe = job.plans, job.recipe
+    for given, named in zip(plans.recipe.subjects, recipe.subjects, strict=True):
+        if given.identifier is None and not recipe.learns_token:
+            job.reporter.say(f"identifier {named.identifier}: of the rare words at hand the model knows it least")
+    for bucket in plans.buckets:
+        job.reporter.say(f"photos at {bucket}")
+    for warning in plans.warnings:
+        job.reporter.say(f"warning: {warning}")
+    for name, reason in plans.reasons.items():
+        if name in ("model", "precision"):
+            job.reporter.say(f"{name} {getattr(recipe, name)}: {reason}")
 
 
 def _is_finished(job: Job) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from dreambooth import checkpoint, families, loop, methods, presets, sampling
-from dreambooth.batches import draw, share
+from dreambooth.batches import draw
+from dreambooth.buckets import Size
 from dreambooth.diffusion import Flow
 from dreambooth.errors import UserError
 from dreambooth.models import CARDS, Card, Source
@@ -37,7 +38,7 @@ from tests.families.stock import (
     spread,
     unpacked,
 )
-from tests.test_loop import channels_of, make_loop, recipe_for
+from tests.test_loop import SHAPES, SQUARE, backward_all, channels_of, make_loop, recipe_for
 
 MODELS = [
     *("sd", "sdxl", "sd35", "flux", "flux-schnell", "chroma", "sana"),
@@ -61,8 +62,8 @@ def training(model: Model, monkeypatch: pytest.MonkeyPatch) -> Callable[..., loo
     """What makes a loop over random latents on a fresh copy of the model."""
     monkeypatch.setattr(model.family, "load", lambda source, dtype: model.fresh())
 
-    def make(photos: int = 3, **values: object) -> loop.Loop:
-        return make_loop(recipe(model, **values), photos)[0]
+    def make(sizes: Sequence[Size] = (SQUARE,) * 3, **values: object) -> loop.Loop:
+        return make_loop(recipe(model, **values), sizes)[0]
 
     return make
 
@@ -145,10 +146,12 @@ def unnumbered(name: str) -> str:
 # What the networks are given
 
 
-def test_the_denoiser_is_called_as_the_stock_pipeline_calls_it(model: Model) -> None:
-    """Two prompts, a wide image, in the middle of sampling: every tensor that goes in, and what comes out."""
+@pytest.mark.parametrize("is_wide", [True, False])
+def test_the_denoiser_is_called_as_the_stock_pipeline_calls_it(model: Model, is_wide: bool) -> None:
+    """Two prompts, no square, in the middle of sampling: every tensor that goes in, and what comes out."""
     family, stock = model.family, model.stock
-    height, width = model.side, model.side + 2 * family.STRIDE
+    short, long = model.side, model.side + 2 * family.STRIDE
+    height, width = (short, long) if is_wide else (long, short)
     settings = {"height": height, "width": width, **family.guide(model.pipe, 1.0, ["", ""])}
     given, expected = second_call(stock, family.denoiser(stock), **settings)
     factor = model.scale_factor
@@ -303,28 +306,33 @@ def gradients(state: loop.Loop, accumulation: int, step: int = 0) -> tuple[Tenso
     """
     for weight in weights_of(state):
         weight.grad = torch.zeros_like(weight)
-    passes = share(state.plan.slots(step), accumulation, 0, 1)
-    parts = sum(loop.backward(state, draw(part, state.latents, state.plan.seed, 0.1)) for part in passes)
-    return torch.as_tensor(parts), torch.cat([weight.grad.flatten() for weight in weights_of(state)])
+    return backward_all(state, accumulation, step), torch.cat([weight.grad.flatten() for weight in weights_of(state)])
 
 
-@pytest.mark.parametrize("text", [False, True])
+@pytest.mark.parametrize(("text", "sizes"), [(False, (SQUARE,) * 3), (True, (SQUARE,) * 3), (False, SHAPES)])
 def test_the_loss_is_the_sum_of_those_of_each_image_alone(
-    model: Model, training: Callable[..., loop.Loop], text: bool
+    model: Model, training: Callable[..., loop.Loop], text: bool, sizes: Sequence[Size]
 ) -> None:
-    """With prior preservation: 1/N of each photo's and lambda/M of each class image's, their prompts cached or live."""
+    """With prior preservation: 1/N of each photo's and lambda/M of each class image's, their prompts cached or live.
+
+    Whatever their sizes: the denoiser is called once for those of each.
+    """
     if text and not model.family.text_encoders(model.pipe):
         pytest.skip("its text encoder is never trained")
-    state = training(batch_size=2, prior_weight=0.6, train_text_encoder=text)
-    parts_2, gradient = gradients(state, accumulation=1)
+    state = training(sizes, batch_size=3, prior_weight=0.6, train_text_encoder=text)
+    called: list[object] = []
+    with state.trainee.register_forward_hook(lambda *call: called.append(call)):
+        parts_2, gradient = gradients(state, accumulation=1)
+    assert len(called) == len(set(sizes))
     expected_2, total = torch.zeros(2), torch.zeros(())
     for slot in state.plan.slots(0):
         batch = draw([slot], state.latents, state.plan.seed, 0.1)
-        t_B = state.process.sample_t(batch.u_B, (8, 8))
+        height, width = batch.latents_BCHW.shape[-2:]
+        t_B = state.process.sample_t(batch.u_B, (height, width))
         noisy_BCHW = state.process.mix(batch.latents_BCHW, batch.noise_BCHW, t_B)
         predicted_BCHW = state.trainee(noisy_BCHW, t_B, batch.prompts, batch.view_B4)
         error = (predicted_BCHW - state.process.target(batch.latents_BCHW, batch.noise_BCHW, t_B)).square().mean()
-        weighted = error * (0.6 if slot.is_prior else 1.0) / 2
+        weighted = error * (0.6 if slot.is_prior else 1.0) / 3
         expected_2[int(slot.is_prior)] += weighted.detach()
         total = total + weighted
     torch.testing.assert_close(parts_2, expected_2, rtol=1e-5, atol=1e-7)
@@ -355,7 +363,7 @@ def test_recomputed_activations_change_nothing(model: Model, training: Callable[
 
 
 def test_one_photo_overfits(training: Callable[..., loop.Loop]) -> None:
-    state = training(photos=1, steps=40, prior_weight=0.0, targets="wide", rank=8, alpha=8.0, learning_rate=2e-2)
+    state = training((SQUARE,), steps=40, prior_weight=0.0, targets="wide", rank=8, alpha=8.0, learning_rate=2e-2)
 
     def loss() -> float:
         """The loss on draws that training does not see."""

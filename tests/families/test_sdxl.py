@@ -52,20 +52,21 @@ def test_a_centred_crop_of_a_wide_photo_is_told(model: Model, tmp_path: Path, mi
     """300 of 500 columns from column 100 on; at 64 pixels, a crop at 100 * 64 / 300."""
     picture(0, (500, 300)).save(tmp_path / "wide.png")
     photo = Photo("wide", tmp_path / "wide.png", (500, 300))
-    told = encode_photo(model.pipe, model.family, Row(photo, 0, mirrored), 64, seed=0)["view_4"]
+    told = encode_photo(model.pipe, model.family, Row(photo, (64, 64), 0, mirrored), seed=0)["view_4"]
     assert told.tolist() == pytest.approx([300, 500, 0, 64 / 3])
 
 
-def test_a_random_crop_is_told_as_it_was_cut(model: Model, tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [(64, 64), (96, 40), (48, 80)])
+def test_a_random_crop_is_told_as_it_was_cut(model: Model, tmp_path: Path, size: tuple[int, int]) -> None:
     """The place of a mark in the photo, scaled and less the crop, is its place in the view; also in the mirror."""
     ramp = np.repeat(np.arange(200, dtype=np.uint8)[None], 160, axis=0)
     Image.fromarray(np.stack([ramp] * 3, axis=-1)).save(tmp_path / "ramp.png")
     photo = Photo("ramp", tmp_path / "ramp.png", (200, 160))
     for variant in (1, 2, 3):
-        view = crop(photo, 64, variant, 5)[32, :, 0].astype(float)
-        scale = 63 / (view[-1] - view[0])
-        _, _, _, left = encode_photo(model.pipe, model.family, Row(photo, variant), 64, 5)["view_4"].tolist()
-        _, _, _, right = encode_photo(model.pipe, model.family, Row(photo, variant, True), 64, 5)["view_4"].tolist()
+        view = crop(photo, size, variant, 5)[20, :, 0].astype(float)
+        scale = (size[0] - 1) / (view[-1] - view[0])
+        rows = [Row(photo, size, variant, mirrored) for mirrored in (False, True)]
+        left, right = (encode_photo(model.pipe, model.family, row, 5)["view_4"][3].item() for row in rows)
         assert left == pytest.approx(view[0] * scale, abs=1.5)
         assert right == pytest.approx((199 - view[-1]) * scale, abs=1.5)
 

@@ -27,7 +27,7 @@ def train(
     out: Annotated[Path | None, Parameter(help="Run folder. Default: runs/PHOTOS-METHOD-IDENTITY.")] = None,
     recipe: Annotated[Path | None, Parameter(help="YAML recipe; flags given override it.")] = None,
     dry_run: Annotated[
-        bool, Parameter(negative="", help="Print the resolved recipe and the reasons, and stop.")
+        bool, Parameter(negative="", help="Print the resolved recipe, the reasons and the photos' sizes, and stop.")
     ] = False,
     settings: Annotated[Settings | None, Parameter(name="*", negative_iterable=())] = None,
     log_format: LogFormat = "text",
@@ -189,10 +189,13 @@ def _dry_run(recipe: Recipe, as_json: bool) -> None:
     plans = make_plans(recipe)
     if as_json:
         resolved = plans.recipe.model_dump(mode="json", exclude_none=True)
-        print_json({"recipe": resolved, "reasons": plans.reasons, "warnings": plans.warnings})
+        sizes = [bucket.as_json() for bucket in plans.buckets]
+        print_json({"recipe": resolved, "reasons": plans.reasons, "buckets": sizes, "warnings": plans.warnings})
         return
     for line in plans.recipe.to_yaml().splitlines():
         reason = plans.reasons.get(line.split(":")[0])
         print(f"{line:<40} # {reason}" if reason else line)
+    for bucket in plans.buckets:
+        print(f"# photos at {bucket}")
     for warning in plans.warnings:
         print(f"# warning: {warning}")

@@ -238,10 +238,10 @@ def _held_out(folder: Path | None, material: Material) -> list[Path]:
 def _colours(material: Material) -> tuple[np.ndarray, np.ndarray]:
     """Colour of the subject in each picture, (G, 3), and in each photo, (R, 3), from its mask or its middle."""
     pictures = [limitations.centre_colour(Image.open(file)) for file in _flat(material.tuned)]
-    side = material.tuned.sampling.size
+    size = (material.tuned.sampling.size, material.tuned.sampling.size)
     taken = [
         limitations.centre_colour(
-            Image.fromarray(photos.crop(photo, side, 0, 0)), _mask(photos.crop_mask(photo, side, 0, 0))
+            Image.fromarray(photos.crop(photo, size, 0, 0)), _mask(photos.crop_mask(photo, size, 0, 0))
         )
         for photo in material.photos
     ]

@@ -1,0 +1,101 @@
+"""To what sizes photos are cut: the square, or the buckets, each of about as many pixels but of another shape.
+
+A size is width and height in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from dreambooth.photos import Photo
+    from dreambooth.recipe import Recipe
+
+Size = tuple[int, int]
+Aspect = Literal["square", "keep"]
+
+STRETCH = 2
+"""The long side of a bucket is at most so many times the resolution, and the short one at least a part of it."""
+FILLED = 0.9
+"""Share of the square's pixels that a bucket has at least."""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A size, and the photos that are cut to it.
+
+    Attributes:
+        size: Width and height in pixels.
+        lost: The file of each photo, and the share of it that its centre crop leaves out.
+    """
+
+    size: Size
+    lost: tuple[tuple[str, float], ...]
+
+    def __str__(self) -> str:
+        """Say all of it in one line."""
+        cut = [f"{file} ({share:.0%} cut away)" if share >= 0.005 else f"{file} (whole)" for file, share in self.lost]
+        return f"{self.size[0]} x {self.size[1]} pixels: {', '.join(cut)}"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return `{"size": [width, height], "photos": [{"file", "lost"}]}`."""
+        photos = [{"file": file, "lost": round(share, 4)} for file, share in self.lost]
+        return {"size": list(self.size), "photos": photos}
+
+
+def plan(photos: Iterable[Photo], recipe: Recipe, stride: int) -> list[Bucket]:
+    """Sort photos into the sizes at which a resolved recipe learns them.
+
+    Args:
+        photos: The photos of all subjects.
+        recipe: The recipe.
+        stride: What sides are a multiple of, in pixels.
+    """
+    found: dict[Size, list[tuple[str, float]]] = {}
+    for photo in photos:
+        chosen = size(photo.size, recipe, stride)
+        found.setdefault(chosen, []).append((photo.path.name, lost(photo.size, chosen)))
+    return [Bucket(chosen, tuple(files)) for chosen, files in found.items()]
+
+
+def size(photo: Size, recipe: Recipe, stride: int) -> Size:
+    """Return the size at which a resolved recipe learns a photo of this size."""
+    assert recipe.resolution is not None, "presets.fill leaves no resolution open"
+    if recipe.aspect == "square":
+        return recipe.resolution, recipe.resolution
+    return nearest(photo, recipe.resolution, stride)
+
+
+def nearest(photo: Size, resolution: int, stride: int) -> Size:
+    """Return the bucket that keeps most of a photo; among equals the one of most pixels."""
+    return min(sizes(resolution, stride), key=lambda bucket: (lost(photo, bucket), -bucket[0] * bucket[1]))
+
+
+def sizes(resolution: int, stride: int) -> list[Size]:
+    """Return the buckets, the square among them.
+
+    None has more pixels than the square, so that none takes more memory than it.
+
+    Args:
+        resolution: Side of the square in pixels, a multiple of the stride.
+        stride: What sides are a multiple of, in pixels.
+    """
+    area = resolution**2
+    longs = range(resolution, STRETCH * resolution + 1, stride)
+    pairs = [(long, area // long // stride * stride) for long in longs]
+    wide = [(long, short) for long, short in pairs if long * short >= FILLED * area]
+    return [*wide, *((short, long) for long, short in wide if short < long)]
+
+
+def lost(photo: Size, bucket: Size) -> float:
+    """Return the share of a photo that is cut away to give it the shape of a bucket."""
+    width, height = fit(photo, bucket)
+    return 1 - width * height / (photo[0] * photo[1])
+
+
+def fit(photo: Size, bucket: Size) -> Size:
+    """Return the size of the largest part of a photo that has the shape of a bucket, in whole pixels of the photo."""
+    (width, height), (across, down) = photo, bucket
+    return min(width, round(height * across / down)), min(height, round(width * down / across))
