@@ -89,7 +89,7 @@ def test_what_is_said_to_be_lost_is_what_the_crop_leaves_out() -> None:
     draw = random.Random(3)
     for k in range(200):
         one = photo(f"{k}", *random_size(draw))
-        size = buckets.size(one.size, recipe(aspect=draw.choice(["square", "keep"])), 16)
+        size = buckets.learnt(one.size, recipe(aspect=draw.choice(["square", "keep"])), 16)[0]
         left, top, right, bottom = box(one, size, 0, 0)
         width, height = one.size
         kept = (right - left) * (bottom - top) / (width * height)
@@ -106,3 +106,20 @@ def test_a_bucket_tells_its_photos_and_what_they_lose() -> None:
     (square,) = buckets.plan(photos, recipe(aspect="square"), 16)
     assert str(square) == "512 x 512 pixels: wide.jpg (33% cut away), tall.jpg (44% cut away), old.jpg (34% cut away)"
     assert square.as_json()["photos"][0] == {"file": "wide.jpg", "lost": 0.3333}
+
+
+@pytest.mark.parametrize("aspect", ["square", "keep"])
+def test_every_photo_is_learnt_at_the_first_resolution_and_at_the_others_where_it_has_the_pixels(aspect: str) -> None:
+    several = recipe(aspect=aspect, more_resolutions=(768, 1024))
+    assert [len(buckets.learnt(size, several, 16)) for size in [(90, 60), (600, 600), (900, 900), (3000, 2000)]] == [
+        *(1, 1, 2, 3)
+    ]
+    draw = random.Random(4)
+    for _ in range(100):
+        size = random_size(draw)
+        first, *further = buckets.learnt(size, several, 16)
+        assert [first] == buckets.learnt(size, recipe(aspect=aspect), 16)
+        for wide, high in further:
+            kept = buckets.fit(size, (wide, high))
+            assert kept[0] >= wide
+            assert kept[1] >= high - 1  # whole pixels of the photo

@@ -44,6 +44,7 @@ COUNTED = {
     "min_snr": 5.0,
     "resolution": 64,
     "aspect": "keep",
+    "more_resolutions": [768],
     "crops": 1,
     "flip": True,
     "background_weight": 0.5,

@@ -105,6 +105,7 @@ def test_neither_gradient_checkpointing_nor_accumulation_nor_logging_changes_a_r
     "values",
     [
         {"train_text_encoder": True, "targets": "wide"},
+        {"aspect": "keep", "more_resolutions": (48,)},
         {"method": "full"},
         {"method": "textual-inversion", "label": "a [V]"},
     ],

@@ -46,7 +46,7 @@ class Bucket:
 
 
 def plan(photos: Iterable[Photo], recipe: Recipe, stride: int) -> list[Bucket]:
-    """Sort photos into the sizes at which a resolved recipe learns them.
+    """Sort photos into the sizes at which a resolved recipe learns them; with several resolutions a photo may have some.
 
     Args:
         photos: The photos of all subjects.
@@ -55,17 +55,28 @@ def plan(photos: Iterable[Photo], recipe: Recipe, stride: int) -> list[Bucket]:
     """
     found: dict[Size, list[tuple[str, float]]] = {}
     for photo in photos:
-        chosen = size(photo.size, recipe, stride)
-        found.setdefault(chosen, []).append((photo.path.name, lost(photo.size, chosen)))
+        for chosen in learnt(photo.size, recipe, stride):
+            found.setdefault(chosen, []).append((photo.path.name, lost(photo.size, chosen)))
     return [Bucket(chosen, tuple(files)) for chosen, files in found.items()]
 
 
-def size(photo: Size, recipe: Recipe, stride: int) -> Size:
-    """Return the size at which a resolved recipe learns a photo of this size."""
+def learnt(photo: Size, recipe: Recipe, stride: int) -> list[Size]:
+    """Return the sizes at which a resolved recipe learns a photo of this size, that of its first resolution first.
+
+    A photo that would have to be enlarged for a further resolution is not learnt at it.
+    """
+    first, *further = (_of(photo, side, recipe.aspect, stride) for side in resolutions(recipe))
+    return list(dict.fromkeys([first, *(size for size in further if size[0] <= fit(photo, size)[0])]))
+
+
+def resolutions(recipe: Recipe) -> list[int]:
+    """Return the resolutions of a resolved recipe, that of class images and of generation first."""
     assert recipe.resolution is not None, "presets.fill leaves no resolution open"
-    if recipe.aspect == "square":
-        return recipe.resolution, recipe.resolution
-    return nearest(photo, recipe.resolution, stride)
+    return [recipe.resolution, *recipe.more_resolutions]
+
+
+def _of(photo: Size, resolution: int, aspect: Aspect, stride: int) -> Size:
+    return (resolution, resolution) if aspect == "square" else nearest(photo, resolution, stride)
 
 
 def nearest(photo: Size, resolution: int, stride: int) -> Size:

@@ -89,8 +89,8 @@ def _items(job: Job, class_images: Sequence[Sequence[Photo]]) -> tuple[list[Item
     subject_items, prior_items = [], []
     for index, (subject, pool) in enumerate(zip(recipe.subjects, job.photos, strict=True)):
         for photo in pool:
-            size = buckets.size(photo.size, recipe, job.family.STRIDE)
-            rows = tuple(Row(photo, size, variant, mirrored) for variant, mirrored in views)
+            sizes = buckets.learnt(photo.size, recipe, job.family.STRIDE)
+            rows = tuple(Row(photo, size, variant, mirrored) for size in sizes for variant, mirrored in views)
             subject_items.append(Item(rows, caption(recipe, index, photo)))
             if recipe.prior_loss == "parent" and recipe.prior_weight:
                 prior_items.append(Item(rows, class_caption(recipe, subject_items[-1].prompt)))

@@ -167,11 +167,10 @@ def _check_settings(recipe: Recipe, family: Family) -> None:
         raise UserError(
             f"--targets {recipe.targets} is not there for this model: use {' or '.join(family.LORA_TARGETS)}"
         )
-    if recipe.resolution % stride:
-        near = recipe.resolution // stride * stride
-        raise UserError(
-            f"--resolution {recipe.resolution} does not fit this model: give a multiple of {stride}, such as {near}"
-        )
+    for side in buckets.resolutions(recipe):
+        if side % stride:
+            near = side // stride * stride
+            raise UserError(f"--resolution {side} does not fit this model: give a multiple of {stride}, such as {near}")
     sampling.require(recipe.sampler)
     images = recipe.batch_size * (2 if recipe.prior_weight else 1)
     if (recipe.accumulation or 1) > images:

@@ -34,6 +34,7 @@ LATER = (
     "base",
     "low_resolution_noise",
     "aspect",
+    "more_resolutions",
 )
 """Settings that came after the first runs were made."""
 
@@ -124,6 +125,9 @@ class Settings(BaseModel):
     resolution: int | None = Field(None, ge=16, description="Side of the square training images in pixels.")
     aspect: Aspect = Field(
         "square", description="Photos are cut square, or keep their shape as far as the model can take it."
+    )
+    more_resolutions: tuple[Annotated[int, Field(ge=16)], ...] = Field(
+        (), description="Further resolutions at which photos are learnt that have the pixels for them."
     )
     low_resolution_noise: int | None = Field(
         None, ge=0, description="Super-resolution: level of the small image's noise, a step of its schedule."
