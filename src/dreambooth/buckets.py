@@ -46,7 +46,7 @@ class Bucket:
 
 
 def plan(photos: Iterable[Photo], recipe: Recipe, stride: int) -> list[Bucket]:
-    """Sort photos into the sizes at which a resolved recipe learns them; with several resolutions a photo may have some.
+    """Sort photos into the sizes at which a resolved recipe learns them, of which a photo may have several.
 
     Args:
         photos: The photos of all subjects.
