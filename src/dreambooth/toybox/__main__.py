@@ -35,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m dreambooth.toybox", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     render = _command(commands, "render", _render, "render the bundled subjects, or one subject's photos and truth")
-    render.add_argument("out", type=Path)
+    render.add_argument("--out", type=Path, required=True, help="folder to write into")
     render.add_argument("--class", dest="cls", help="class of the one subject")
     render.add_argument("--subject-seed", type=int, default=0, help="seed of the one subject (default 0)")
     data = _command(commands, "data", _data, "render the data set that the model is trained on; continues where it was")
