@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 from dreambooth import buckets, families
+from dreambooth.errors import UserError
 from dreambooth.models import CARDS
 from dreambooth.photos import Photo, box
+from dreambooth.planning import make_plans
 from dreambooth.recipe import Recipe
+from tests.commands import make_photos
 
 REAL = sorted({(card.resolution, families.get(card.family).STRIDE) for card in CARDS if card.resolution >= 256})
 """Resolution and stride of every real model."""
@@ -123,3 +126,16 @@ def test_every_photo_is_learnt_at_the_first_resolution_and_at_the_others_where_i
             kept = buckets.fit(size, (wide, high))
             assert kept[0] >= wide
             assert kept[1] >= high - 1  # whole pixels of the photo
+
+
+def test_a_resolution_that_no_photo_has_is_told_and_is_no_part_of_the_run(tiny_sd: Path, tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "photos")
+    values = {"subjects": [{"photos": photos, "class_noun": "dog"}], "model": str(tiny_sd), "aspect": "keep"}
+    plain = make_plans(Recipe.of({**values, "more_resolutions": [48]}))
+    told = make_plans(Recipe.of({**values, "more_resolutions": [48, 96], "allow": ["resolution"]}))
+    assert plain.warnings == []
+    assert told.warnings == ["--more-resolutions 96 adds nothing: no photo has the pixels for it"]
+    assert told.buckets == plain.buckets
+    assert told.identity(told.recipe) == plain.identity(plain.recipe)
+    with pytest.raises(UserError, match="--more-resolutions 50 does not fit this model: give a multiple of"):
+        make_plans(Recipe.of({**values, "more_resolutions": [50]}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,21 +13,22 @@ import torch
 from torch import nn
 
 from dreambooth import environment, families, fitting, loop, memory, quantise
+from dreambooth.buckets import Size
 from dreambooth.errors import UserError
 from dreambooth.models import resolve
 from dreambooth.recipe import Recipe
 from dreambooth.run import Run
 from tests import calls
 from tests.commands import make_photos
-from tests.test_loop import make_loop, recipe_for
+from tests.test_loop import SQUARE, make_loop, recipe_for
 from tests.test_training import losses
 
 CPU = torch.device("cpu")
 
 
-def measured(recipe: Recipe) -> int:
+def measured(recipe: Recipe, sizes: Sequence[Size] = (SQUARE,) * 3) -> int:
     """The most bytes of tensors during two real steps, the weights and what the optimiser keeps included."""
-    state, _ = make_loop(recipe)
+    state, _ = make_loop(recipe, sizes)
     if recipe.gradient_checkpointing:
         for part in state.trainee.components.values():
             memory.checkpoint_gradients(part)
@@ -93,6 +95,17 @@ def test_a_quantised_layer_has_the_bytes_foretold(kind: str) -> None:
     assert foretold == weight.nbytes + scales.nbytes
 
 
+@pytest.mark.parametrize("prior_weight", [0.0, 1.0])
+def test_a_further_resolution_takes_what_its_photos_take(prior_weight: float, tiny_sd: Path) -> None:
+    recipe = recipe_for(tiny_sd, batch_size=2, prior_weight=prior_weight, resolution=32, more_resolutions=(64,))
+    source = resolve(str(tiny_sd))
+    family = families.get(source.family)
+    pipe = family.load(source, torch.float32)
+    found = fitting.fit(pipe, family, recipe.model_copy(update={"memory": 9.0}), CPU, 1)
+    assert found.bytes is not None
+    assert found.bytes / fitting.MARGIN == pytest.approx(measured(recipe, [(64, 64)] * 3), rel=0.05)
+
+
 @pytest.fixture
 def costs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
     """A step takes one GiB and one for every image, half as much with checkpointing; what was asked is noted."""
@@ -149,6 +162,7 @@ def test_without_a_limit_nobody_asks(costs: list[tuple[int, bool]]) -> None:
         ({}, "--base nf4"),
         ({"method": "full"}, "--method lora"),
         ({"base": "nf4"}, "--resolution 16"),
+        ({"more_resolutions": (48,)}, "--base nf4 or no --more-resolutions 48"),
     ],
 )
 def test_what_fits_in_no_way_is_refused(values: dict[str, Any], mend: str, costs: list[tuple[int, bool]]) -> None:

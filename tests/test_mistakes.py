@@ -53,6 +53,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an alpha that blows the LoRA up": ({"rank": 2, "alpha": 128.0}, "blows the LoRA up"),
     "a resolution too small": ({"resolution": 16}, "far from the 64 pixels"),
     "a resolution too large": ({"resolution": 256}, "far from the 64 pixels"),
+    "a further resolution too large": ({"more_resolutions": [256]}, "--more-resolutions 256 is far from the 64"),
+    "a resolution given twice": ({"more_resolutions": [64]}, "--more-resolutions 64 is learnt at already"),
     "a warm-up as long as the run": ({"steps": 20, "warmup": 20}, "lasts as long as"),
     "an average over more than the run": ({"steps": 50, "ema": 0.999}, "averages over 1000 steps"),
     "a class noun with an article": ({"subjects": [{**DOG, "class_noun": "a dog"}]}, "give 'dog'"),

@@ -137,7 +137,7 @@ def test_two_processes_that_hold_different_numbers_of_sizes_are_as_one(
 ) -> None:
     """Of the six images of a step one process holds three photos of as many shapes, the other class images alone."""
     shapes = commands.make_photos(tmp_path / "shapes", [(96, 80), (100, 60), (50, 90)])
-    more = ("--batch-size", "3", "--aspect", "keep")
+    more = ("--batch-size", "3", "--aspect", "keep", "--more-resolutions", "48")
     alone = start(
         commands.arguments(shapes, tiny_sd, tmp_path / "one", *more), tmp_path / "log", folder / "small-cache"
     )

@@ -43,7 +43,7 @@ KINDS = {
     "full": ("--method", "full"),
     "text encoder": ("--train-text-encoder",),
     "textual inversion": ("--method", "textual-inversion"),
-    "buckets": ("--aspect", "keep", "--batch-size", "2", "--crops", "1"),
+    "buckets": ("--aspect", "keep", "--batch-size", "2", "--crops", "1", "--more-resolutions", "48"),
 }
 
 

@@ -65,14 +65,32 @@ def learnt(photo: Size, recipe: Recipe, stride: int) -> list[Size]:
 
     A photo that would have to be enlarged for a further resolution is not learnt at it.
     """
-    first, *further = (_of(photo, side, recipe.aspect, stride) for side in resolutions(recipe))
-    return list(dict.fromkeys([first, *(size for size in further if size[0] <= fit(photo, size)[0])]))
+    first = _of(photo, resolutions(recipe)[0], recipe.aspect, stride)
+    return list(dict.fromkeys([first, *(size for _, size in _further(photo, recipe, stride))]))
+
+
+def idle(photos: Iterable[Photo], recipe: Recipe, stride: int) -> list[int]:
+    """Return the further resolutions of a resolved recipe for which no photo has the pixels."""
+    used = {side for photo in photos for side, _ in _further(photo.size, recipe, stride)}
+    return [side for side in recipe.more_resolutions if side not in used]
+
+
+def flags(recipe: Recipe) -> list[tuple[str, int]]:
+    """Return the flag and the side of each resolution of a resolved recipe."""
+    first, *further = resolutions(recipe)
+    return [("--resolution", first), *(("--more-resolutions", side) for side in further)]
 
 
 def resolutions(recipe: Recipe) -> list[int]:
     """Return the resolutions of a resolved recipe, that of class images and of generation first."""
     assert recipe.resolution is not None, "presets.fill leaves no resolution open"
     return [recipe.resolution, *recipe.more_resolutions]
+
+
+def _further(photo: Size, recipe: Recipe, stride: int) -> list[tuple[int, Size]]:
+    """Return the further resolutions for which a photo has the pixels, each with its size there."""
+    found = [(side, _of(photo, side, recipe.aspect, stride)) for side in recipe.more_resolutions]
+    return [(side, size) for side, size in found if size[0] <= fit(photo, size)[0]]
 
 
 def _of(photo: Size, resolution: int, aspect: Aspect, stride: int) -> Size:

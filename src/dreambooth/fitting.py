@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from diffusers import DiffusionPipeline
 
-from dreambooth import memory, placing
+from dreambooth import buckets, memory, placing
 from dreambooth.errors import UserError
 from dreambooth.families import Family
 from dreambooth.recipe import Recipe
@@ -53,11 +53,21 @@ def fit(pipe: DiffusionPipeline, family: Family, recipe: Recipe, device: torch.d
     tried: list[int] = []
     for way in _ways(recipe, images):
         assert way.accumulation is not None
-        needed = int(MARGIN * memory.step_bytes(pipe, family, way, -(-images // way.accumulation), device))
+        needed = int(MARGIN * _step_bytes(pipe, family, way, -(-images // way.accumulation), device))
         tried.append(needed)
         if needed <= room or "memory" in recipe.allow:
             return Fit(way, _reasons(recipe, way, tried, room), needed)
     raise UserError(_too_much(recipe, tried[-1], room))
+
+
+def _step_bytes(pipe: DiffusionPipeline, family: Family, way: Recipe, images: int, device: torch.device) -> int:
+    """Return what the largest pass takes, of so many images at most: class images are at the first resolution alone."""
+    needed = memory.step_bytes(pipe, family, way, images, device)
+    largest = max(buckets.resolutions(way))
+    if largest == way.resolution:
+        return needed
+    alone = way.model_copy(update={"resolution": largest})
+    return max(needed, memory.step_bytes(pipe, family, alone, min(images, way.batch_size), device))
 
 
 def _room(recipe: Recipe, device: torch.device) -> int | None:
@@ -85,9 +95,11 @@ def _reasons(recipe: Recipe, way: Recipe, tried: list[int], room: int) -> dict[s
 
 
 def _too_much(recipe: Recipe, needed: int, room: int) -> str:
+    largest = max(buckets.resolutions(recipe))
     smaller = ["--base nf4"] if recipe.has_adapter and not recipe.base else []
     smaller += ["--method lora"] if recipe.method == "full" else []
     smaller += [f"--resolution {recipe.resolution // 2}"] if recipe.resolution and not smaller else []
+    smaller += [f"no --more-resolutions {largest}"] if largest > (recipe.resolution or 0) else []
     return (
         f"a step takes about {needed / GIB:.1f} GiB however it is split, and {room / GIB:.1f} are there: "
         f"give {' or '.join(smaller)}, or --allow memory to try it all the same"

@@ -25,7 +25,7 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dreambooth import buckets, cache, methods, optimizers, quantise
+from dreambooth import cache, methods, optimizers, quantise
 from dreambooth.cache import Memo
 from dreambooth.families import Family
 from dreambooth.loop import Trainee
@@ -77,6 +77,8 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def step_bytes(pipe: DiffusionPipeline, family: Family, recipe: Recipe, images: int, device: torch.device) -> int:
     """Return the most bytes that the tensors of a training step take on the device, weights included.
+
+    Images are squares of the first resolution.
 
     Not counted: what a kernel takes while it runs, what the allocator keeps back, and the copy of the weights that
     `--l2-to-base` compares with.
@@ -137,8 +139,8 @@ def _outline(pipe: DiffusionPipeline, recipe: Recipe) -> DiffusionPipeline:
 
 def _latent_shape(outline: DiffusionPipeline, family: Family, recipe: Recipe) -> tuple[int, ...]:
     """Return the shape of an image's latents, (C, H, W)."""
-    side = max(buckets.resolutions(recipe))
-    pixels_1CHW = torch.zeros(1, 3, side, side, device="meta")
+    assert recipe.resolution is not None, "presets.fill leaves no resolution open"
+    pixels_1CHW = torch.zeros(1, 3, recipe.resolution, recipe.resolution, device="meta")
     with torch.no_grad():
         return tuple(family.encode_images(outline, pixels_1CHW)["mean_BCHW"].shape[1:])
 

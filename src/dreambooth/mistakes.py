@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from dreambooth import families, prompts, sampling
+from dreambooth import buckets, families, prompts, sampling
 from dreambooth.errors import UserError
 from dreambooth.models import Source
 from dreambooth.photos import Photo
@@ -119,11 +119,15 @@ def scale(plan: Plan) -> Found:
 
 
 def resolution(plan: Plan) -> Found:
-    """A resolution that the model cannot draw at."""
-    side = plan.recipe.resolution or plan.native
-    if not plan.native / SIDE_FACTOR <= side <= plan.native * SIDE_FACTOR:
-        text = f"--resolution {side} is far from the {plan.native} pixels that this model draws at: leave it out"
-        yield Objection(text, "resolution")
+    """A resolution that the model cannot draw at, or that is given twice."""
+    seen: set[int] = set()
+    for flag, side in buckets.flags(plan.recipe):
+        if not plan.native / SIDE_FACTOR <= side <= plan.native * SIDE_FACTOR:
+            text = f"{flag} {side} is far from the {plan.native} pixels that this model draws at: leave it out"
+            yield Objection(text, "resolution")
+        if side in seen:
+            yield Objection(f"{flag} {side} is learnt at already: leave it out")
+        seen.add(side)
 
 
 def duration(plan: Plan) -> Found:

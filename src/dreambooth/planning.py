@@ -87,13 +87,17 @@ def make_plans(recipe: Recipe) -> Plans:
     assert filled.resolution is not None
     findings = [photos.read(subject.photos, filled.resolution, aspect=filled.aspect) for subject in filled.subjects]
     pools = [photos.usable(found) for found in findings]
-    sizes = buckets.plan(itertools.chain(*pools), filled, family.STRIDE)
+    idle = buckets.idle(itertools.chain(*pools), filled, family.STRIDE)
     class_images = _real_class_images(filled)
     warnings = [
         f"{entry.file}: {problem.message}" for found in findings for entry in found for problem in entry.problems
     ]
     warnings += [problem.message for found in findings for problem in photos.warnings(found)]
     warnings += mistakes.look(mistakes.Plan(recipe, filled, source, native, pools))
+    warnings += [f"--more-resolutions {side} adds nothing: no photo has the pixels for it" for side in idle]
+    learnt = tuple(side for side in filled.more_resolutions if side not in idle)
+    filled = filled.model_copy(update={"more_resolutions": learnt})
+    sizes = buckets.plan(itertools.chain(*pools), filled, family.STRIDE)
     if filled.method == "textual-inversion" and filled.prior_weight:
         warnings.append("class images change nothing in textual inversion: their prompts do not hold the new token")
     return Plans(filled, {**reasons, **derived}, source, findings, sizes, class_images, warnings)
@@ -167,10 +171,10 @@ def _check_settings(recipe: Recipe, family: Family) -> None:
         raise UserError(
             f"--targets {recipe.targets} is not there for this model: use {' or '.join(family.LORA_TARGETS)}"
         )
-    for side in buckets.resolutions(recipe):
+    for flag, side in buckets.flags(recipe):
         if side % stride:
-            near = side // stride * stride
-            raise UserError(f"--resolution {side} does not fit this model: give a multiple of {stride}, such as {near}")
+            near = max(stride, side // stride * stride)
+            raise UserError(f"{flag} {side} does not fit this model: give a multiple of {stride}, such as {near}")
     sampling.require(recipe.sampler)
     images = recipe.batch_size * (2 if recipe.prior_weight else 1)
     if (recipe.accumulation or 1) > images:

@@ -11,6 +11,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from dreambooth import buckets
 from dreambooth.export.metadata import trigger
 from dreambooth.files import write_text
 from dreambooth.models import Source
@@ -143,7 +144,7 @@ def _facts(run: Run) -> str:
         "learning rate": recipe.learning_rate,
         "text encoder trained": "yes" if recipe.train_text_encoder else "no",
         "prior preservation": f"weight {recipe.prior_weight:g}" if recipe.prior_weight else "none",
-        "resolution": f"{recipe.resolution} px",
+        "resolution": f"{', '.join(map(str, buckets.resolutions(recipe)))} px",
         "seed": recipe.seed,
         "run": info["identity"],
         "trained with": f"dreambooth {version('dreambooth')}",
