@@ -48,12 +48,12 @@ def ours(method: str, class_images: int, same: bool) -> Job:
     """Our command: with their settings, or with our defaults."""
 
     def command(home: Path, steps: int) -> list[str]:
-        given = [sys.executable, "-m", "dreambooth", "train", PHOTOS, "--class", "dog", "--model", BASE]
+        given = [sys.executable, "-m", "dreambooth", "train", PHOTOS, "--class", "dog", "--model", "toybox"]
         given += ["--method", method, "--steps", steps, "--samples", 0, "--out", home / "run", "--save-every", 10**6]
         if same:
             given += ["--learning-rate", RATES[method], "--identifier", "sks", "--prior-count", class_images]
             given += ["--prior-steps", 50, "--prior-guidance", 7.5, "--resolution", SIZE]
-            given += ["--rank", RANK] if method == "lora" else []
+            given += ["--rank", RANK, "--targets", "attention"] if method == "lora" else []
         return [str(word) for word in given]
 
     return command

@@ -54,6 +54,11 @@ def measured(recipe: Recipe, sizes: Sequence[Size] = (SQUARE,) * 3) -> int:
         {"method": "full", "learning_rate": 1e-5, "prior_weight": 0.0},
         {"rank": 8, "alpha": 8.0, "targets": "wide"},
         {"train_text_encoder": True},
+        {"adapter": "dora"},
+        {"adapter": "lokr"},
+        {"adapter": "loha", "gradient_checkpointing": True},
+        {"adapter": "oft", "rank": 2, "alpha": None},
+        {"adapter": "hra", "rank": 2, "alpha": None},
     ],
 )
 def test_the_estimate_is_what_real_steps_take(values: dict[str, Any], tiny_sd: Path) -> None:

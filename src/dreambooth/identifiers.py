@@ -21,7 +21,8 @@ from dreambooth.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Words from the tail of CLIP's vocabulary, which is sorted by frequency. `sks` is left out: it is a rifle.
+# Words from the tail of CLIP's vocabulary, which is sorted by frequency; none is in a dictionary, as the tests make
+# sure, so that no run has to look them up. `sks` is left out: it is a rifle.
 DEFAULT_IDENTIFIERS: tuple[str, ...] = ("ohwx", "phol", "nlwx", "nmwx", "wawx", "tzky", "iyaki", "shld")
 
 NEW_TOKEN = re.compile("<[a-z0-9-]+>")
@@ -181,7 +182,7 @@ def require_new(
 
 def _good(class_noun: str, tokenizers: Sequence[PreTrainedTokenizerBase], taken: Collection[str] = ()) -> Iterator[str]:
     free = (word for word in DEFAULT_IDENTIFIERS if word not in taken)
-    return (word for word in free if not problems(word, class_noun, tokenizers))
+    return (word for word in free if not reading_problems(word, class_noun, tokenizers))
 
 
 def _token_problems(

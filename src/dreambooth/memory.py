@@ -186,6 +186,9 @@ class _Step:
             module.train()
             if recipe.gradient_checkpointing:
                 checkpoint_gradients(module)
+            for part in module.modules():
+                if hasattr(part, "module_dropout"):
+                    part.training = False  # peft's LoKr and LoHa look at a number they draw, which there is none here
         prompt = f"a {recipe.subjects[0].identifier} {recipe.subjects[0].class_noun}"
         self.modules = [family.denoiser(pipe)]
         rows: Memo[str, dict[str, Tensor]] | None = None

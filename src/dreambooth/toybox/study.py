@@ -12,7 +12,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -174,13 +174,16 @@ class Study:
         for cell in cells:
             runs.setdefault(self.trained(*cell), []).append(cell)
         with ProcessPoolExecutor(self.workers, get_context("spawn"), initializer=_alone) as pool:
-            for number, path in enumerate(pool.map(self._measure_all, runs.values()), 1):
-                reporter.say(f"run {number} of {len(runs)}: {path}")
+            waiting = {pool.submit(self._measure_all, some): path for path, some in runs.items()}
+            for number, done in enumerate(as_completed(waiting), 1):
+                how = "failed" if done.exception() else "done"
+                reporter.say(f"run {number} of {len(runs)} {how}: {waiting[done]}")
+        for done in waiting:
+            done.result()  # what failed is told when all else is there
 
-    def _measure_all(self, cells: Sequence[Cell]) -> Path:
+    def _measure_all(self, cells: Sequence[Cell]) -> None:
         for cell in cells:
             self.measure(*cell, Silent())
-        return self.trained(*cells[0])
 
     def _kept(self) -> dict[str, dict[str, Any]]:
         if not self.archive.is_file():
