@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
@@ -66,7 +65,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a training takes: seconds, class images included where they were not there yet, and megabytes of a step."""
+    """What a training takes: seconds, without class images, which runs share, and megabytes of a step."""
 
     seconds: float
     megabytes: float
@@ -135,9 +134,8 @@ class Study:
         """Train and measure one cell, unless that has been done."""
 
         def made() -> tuple[Rows, Cost]:
-            began = time.monotonic()
             run = self.learn(arm, subject, seed, reporter)
-            cost = Cost(round(time.monotonic() - began, 1), _megabytes(run))
+            cost = Cost(_seconds(run), _megabytes(run))
             plan = Plan(str(self.prompts(subject)), self.count)
             found = evaluate(run.path, plan, held_out=SUBJECTS / subject / "truth", reporter=reporter)
             if arm.chain is None:
@@ -246,6 +244,11 @@ def _first(photos: Path, count: int, out: Path) -> Path:
     for file in sorted(photos.glob("*.png"))[:count]:
         shutil.copyfile(file, out / file.name)
     return out
+
+
+def _seconds(run: Run) -> float:
+    times: dict[str, float] = run.info["times"]
+    return round(sum(value for stage, value in times.items() if stage != "class images"), 1)
 
 
 def _megabytes(run: Run) -> float:
