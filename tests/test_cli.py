@@ -54,7 +54,7 @@ FLAGS = {
         "--adapter --count --guidance --inference-steps --json --log-format --negative --out --sampler --seed --size "
         "PROMPTS TARGET"
     ),
-    "check": "--json --resolution --sheet PHOTOS",
+    "check": "--class --json --model --resolution --sheet PHOTOS",
     "evaluate": (
         "--class-count --clip-encoder --count --diversity --held-out --identity-encoder --json --log-format --masks "
         "--out --prompts --references --seed RUNS"

@@ -65,6 +65,7 @@ class Card:
         note: One line for the list of models.
         identity_encoder: What tells subjects apart in its pictures (a name of `evaluation.encoders.SPECS`).
         clip_encoder: What holds its pictures against texts.
+        nouns: The classes that it knows, where they are few.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Card:
     note: str
     identity_encoder: str = IDENTITY_ENCODER
     clip_encoder: str = CLIP_ENCODER
+    nouns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class Source:
 
 def _read_cards() -> tuple[Card, ...]:
     text = (PACKAGE / "families" / "cards.yaml").read_text(encoding="utf-8")
-    return tuple(Card(**entry) for entry in yaml.safe_load(text))
+    return tuple(Card(**{**entry, "nouns": tuple(entry.get("nouns", ()))}) for entry in yaml.safe_load(text))
 
 
 CARDS = _read_cards()

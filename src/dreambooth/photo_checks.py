@@ -50,6 +50,7 @@ RISKS = {
     "many": "more photos take more steps, and the worst of them are learnt too",
     "mask": "without the mask the background is learnt as much as the subject",
     "caption": "the photo is learnt with the standard label",
+    "class": "the subject is learnt against what the model knows of its class, and less like the photos",
     "weak-prior": "the class gives the model little to build on, and new poses and places come out worse",
 }
 """What happens in training if a problem of this kind stays."""

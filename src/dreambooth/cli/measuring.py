@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from dreambooth.cli.shared import Json, LogFormat, app, print_json, reporting
+from dreambooth.cli.shared import ClassNoun, Json, LogFormat, app, print_json, reporting
 from dreambooth.errors import UserError
 from dreambooth.recipe import Settings
 
 if TYPE_CHECKING:
     from dreambooth.evaluation.bench import Bench
+    from dreambooth.evaluation.class_noun import Diagnosis
     from dreambooth.evaluation.statistics import Estimate
     from dreambooth.photo_checks import Problem
+    from dreambooth.photo_doctor import Examination
 
 MEANINGS = {
     "dino": "likeness to the photos",
@@ -44,6 +46,10 @@ def check(
     *,
     resolution: Annotated[int, Parameter(help="Side of the training images in pixels.")] = 512,
     sheet: Annotated[Path | None, Parameter(help="PNG to write: the photos with what was found.")] = None,
+    model: Annotated[
+        str | None, Parameter(help="Base model: propose the class noun too, and see whether it can draw it.")
+    ] = None,
+    class_noun: ClassNoun = None,
     json: Json = False,
 ) -> None:
     """Say which photos will be used, and what is wrong with each and with all of them."""
@@ -53,12 +59,15 @@ def check(
 
     if resolution < 1:
         raise UserError(f"--resolution {resolution}: give a side in pixels, such as 512")
+    if class_noun and not model:
+        raise UserError("--class is held against what a model draws: give --model too, such as --model toybox")
     found = examine(photos, resolution)
+    diagnosis = _diagnose(found, model, class_noun) if model else None
     if sheet:
         with atomic(sheet) as temporary:
             draw(found).save(temporary, format="PNG")
     if json:
-        print_json(to_json(found))
+        print_json(to_json(found) | ({"class": diagnosis.as_json()} if diagnosis else {}))
         return
     for finding in found.findings:
         print(f"{finding.file}: {'used' if finding.used else 'not used'}")
@@ -66,6 +75,28 @@ def check(
             _print_problem(problem, "  ")
     for problem in found.warnings:
         _print_problem(problem, "")
+    if diagnosis:
+        _print_diagnosis(diagnosis)
+
+
+def _print_diagnosis(diagnosis: Diagnosis) -> None:
+    from dreambooth.prompts import class_prompt
+
+    first, *others = diagnosis.proposed
+    print(f"class noun: {first} (then {', '.join(others)})")
+    for problem in diagnosis.problems:
+        _print_problem(problem, "")
+    if not diagnosis.problems:
+        drawn, asked = len(diagnosis.pictures), class_prompt(diagnosis.noun)
+        print(f"the model knows it: {diagnosis.told} of {drawn} of its own pictures of '{asked}' are told as that")
+
+
+def _diagnose(found: Examination, model: str, class_noun: str | None) -> Diagnosis:
+    with reporting("text") as reporter:
+        from dreambooth.evaluation.class_noun import diagnose
+        from dreambooth.photos import usable
+
+        return diagnose([photo.path for photo in usable(found.findings)], model, class_noun, reporter)
 
 
 def _print_problem(problem: Problem, indent: str) -> None:

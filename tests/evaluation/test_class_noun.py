@@ -1,0 +1,63 @@
+"""The class noun: proposed from photos, and asked of the base model before anything is trained on it."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+from dreambooth.evaluation import embeddings, encoders
+from dreambooth.evaluation.class_noun import COUNT, NEAREST, NOUNS, PROPOSED, count_told, diagnose, rank
+from dreambooth.models import resolve
+from dreambooth.progress import Silent
+from dreambooth.prompts import class_prompt
+from dreambooth.toybox import SUBJECTS
+from dreambooth.toybox.study import class_of
+from dreambooth.toybox.world.vocabulary import CLASSES
+from tests.calls import call
+
+CAR = sorted((SUBJECTS / "rally_car" / "photos").glob("*.png"))
+
+
+def test_a_picture_is_told_where_few_nouns_are_nearer() -> None:
+    words_CD = np.eye(6, dtype=np.float32)
+    for nearer in range(6):
+        picture_1D = np.full((1, 6), 0.5, np.float32)
+        picture_1D[0, :nearer] = 0.9
+        assert count_told(picture_1D, words_CD, 5) == int(nearer < NEAREST)
+
+
+def test_the_nouns_are_distinct_and_those_of_the_toybox_are_its_classes() -> None:
+    assert len(set(NOUNS)) == len(NOUNS)
+    assert all(noun == noun.strip().lower() for noun in NOUNS)
+    card = resolve("toybox").card
+    assert card is not None
+    assert card.nouns == CLASSES
+
+
+def test_the_photos_class_is_proposed_and_a_class_that_the_model_knows_passes() -> None:
+    done = call("check", CAR[0].parent, "--model", "toybox", "--class", "car", "--resolution", "64", "--json")
+    assert done.status == 0, done.err
+    found = json.loads(done.out)["class"]
+    assert found["proposed"][0] == "car"
+    assert found["problems"] == []
+    assert found["told"] > COUNT / 2
+    assert len(found["pictures"]) == COUNT
+
+
+def test_a_class_that_neither_the_photos_show_nor_the_model_draws_is_warned_of() -> None:
+    found = diagnose(CAR, "toybox", "zebra", Silent())
+    assert [problem.kind for problem in found.problems] == ["class", "weak-prior"]
+    assert all(problem.risk for problem in found.problems)
+    assert found.told < COUNT / 2
+    assert "zebra" not in found.proposed
+
+
+def test_most_subjects_are_given_their_class_among_the_proposed() -> None:
+    clip = encoders.load("toybox-clip", "cpu")
+    words_CD = embeddings.embed_texts(clip, [class_prompt(noun) for noun in CLASSES])
+    right = []
+    for folder in sorted(SUBJECTS.glob("*/photos")):
+        photos_RD = embeddings.embed_files(clip, sorted(folder.glob("*.png")))
+        right.append(class_of(folder.parent.name) in rank(photos_RD, words_CD, CLASSES)[:PROPOSED])
+    assert sum(right) >= len(right) - 1
