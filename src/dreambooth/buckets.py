@@ -18,6 +18,8 @@ Aspect = Literal["square", "keep"]
 
 STRETCH = 2
 """The long side of a bucket is at most so many times the resolution, and the short one at least a part of it."""
+NAMED = 10
+"""Photos that are named where a bucket is told in one line."""
 FILLED = 0.9
 """Share of the square's pixels that a bucket has at least."""
 
@@ -35,9 +37,11 @@ class Bucket:
     lost: tuple[tuple[str, float], ...]
 
     def __str__(self) -> str:
-        """Say all of it in one line."""
-        cut = [f"{file} ({share:.0%} cut away)" if share >= 0.005 else f"{file} (whole)" for file, share in self.lost]
-        return f"{self.size[0]} x {self.size[1]} pixels: {', '.join(cut)}"
+        """Say it in one line, of many photos the first."""
+        first = self.lost[:NAMED]
+        told = [f"{file} ({share:.0%} cut away)" if share >= 0.005 else f"{file} (whole)" for file, share in first]
+        told += [f"{len(self.lost) - NAMED} more"] if len(self.lost) > NAMED else []
+        return f"{self.size[0]} x {self.size[1]} pixels: {', '.join(told)}"
 
     def as_json(self) -> dict[str, Any]:
         """Return `{"size": [width, height], "photos": [{"file", "lost"}]}`."""

@@ -62,6 +62,9 @@ class Memo(Generic[Key, Value]):
             self._values[key] = value
         return value
 
+    def __setitem__(self, key: Key, value: Value) -> None:
+        self._values[key] = value
+
     def fill(self, keys: Iterable[Key], advance: Callable[[], None]) -> None:
         """Make the values of `keys`, telling `advance` after each."""
         for key in keys:
@@ -105,21 +108,37 @@ class Shelf(MutableMapping[Key, dict[str, Tensor]]):
         return len(self._near) + len(self._far)
 
 
+@dataclass(frozen=True)
+class View:
+    """What is seen in a view of a photo: pixels_HWC, uint8, and mask_HW, uint8, where it has a mask."""
+
+    pixels_HWC: np.ndarray
+    mask_HW: np.ndarray | None
+
+
+def read_view(row: Row, seed: int) -> View:
+    """Decode a photo and cut a view from it."""
+    pixels_HWC = photos.crop(row.photo, row.size, row.variant, seed)
+    mask_HW = photos.crop_mask(row.photo, row.size, row.variant, seed)
+    return View(_flip(pixels_HWC, row.mirrored), None if mask_HW is None else _flip(mask_HW, row.mirrored))
+
+
 @torch.no_grad()
-def encode_photo(pipe: DiffusionPipeline, family: Family, row: Row, seed: int) -> dict[str, Tensor]:
-    """Encode one view of a photo.
+def encode_photo(
+    pipe: DiffusionPipeline, family: Family, row: Row, seed: int, view: View | None = None
+) -> dict[str, Tensor]:
+    """Encode one view of a photo, which is read where it is not given.
 
     Returns:
         `mean_CHW` and `std_CHW` of its latents and its `view_4`, float32 on the CPU; `mask_1HW` where it has a mask.
     """
-    pixels_HWC = photos.crop(row.photo, row.size, row.variant, seed)
-    pixels_1CHW = torch.tensor(_flip(pixels_HWC, row.mirrored)).permute(2, 0, 1)[None]
+    view = view or read_view(row, seed)
+    pixels_1CHW = torch.tensor(view.pixels_HWC).permute(2, 0, 1)[None]
     rows = family.encode_images(pipe, pixels_1CHW.float() / 127.5 - 1)
     encoded = {name.replace("_BCHW", "_CHW"): value_1CHW[0].float().cpu() for name, value_1CHW in rows.items()}
     encoded["view_4"] = _view(row, seed)
-    mask_HW = photos.crop_mask(row.photo, row.size, row.variant, seed)
-    if mask_HW is not None:
-        mask_11HW = torch.tensor(_flip(mask_HW, row.mirrored))[None, None].float() / 255
+    if view.mask_HW is not None:
+        mask_11HW = torch.tensor(view.mask_HW)[None, None].float() / 255
         encoded["mask_1HW"] = F.interpolate(mask_11HW, encoded["mean_CHW"].shape[-2:], mode="area")[0]
     return encoded
 

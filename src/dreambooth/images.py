@@ -18,6 +18,8 @@ MARGIN = 6
 """Space in pixels left and right of a label."""
 INLINE_BYTES = 150_000
 PREVIEW_SIDE = 768
+PREVIEWS = 24
+"""Photos of which a run keeps a small copy."""
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 

@@ -25,9 +25,10 @@ from dreambooth import (
     prompts,
     starting,
 )
+from dreambooth.ahead import mapped
 from dreambooth.averaging import Average
 from dreambooth.batches import Item, Plan
-from dreambooth.cache import Memo, Row, Shelf, encode_photo, encode_prompt
+from dreambooth.cache import Memo, Row, Shelf, encode_photo, encode_prompt, read_view
 from dreambooth.errors import UserError
 from dreambooth.job import Job
 from dreambooth.looks import Watch
@@ -117,10 +118,13 @@ def _caches(
         job.pipe.to(job.accelerator.device)
         return latents, texts
     with job.timed("caching"):
-        rows = [row for item in items for row in item.rows]
+        rows = list(dict.fromkeys(row for item in items for row in item.rows))
         job.reporter.stage("caching", len(rows))
+        views = mapped(partial(read_view, seed=recipe.seed), rows)
         with _on_device(job, autoencoder):
-            latents.fill(rows, job.reporter.advance)
+            for row, view in zip(rows, views, strict=True):
+                latents[row] = encode_photo(job.pipe, job.family, row, recipe.seed, view)
+                job.reporter.advance()
         if texts is not None:
             captions = {item.prompt for item in items}
             if frozen.is_needed(recipe):

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from dreambooth import buckets, photo_checks
+from dreambooth.ahead import mapped
 from dreambooth.buckets import Aspect, Size
 from dreambooth.errors import UserError
 from dreambooth.photo_checks import Picture
@@ -105,8 +106,13 @@ def read(
     sidecars = {entry.with_suffix(end) for entry in entries if _is_photo(entry) for end in (CAPTION, MASK)}
     listed = [entry for entry in entries if entry not in sidecars]
     pictures: list[Picture] = []
+    problems: dict[str, list[Problem]] = {}
     check = functools.partial(photo_checks.check, resolution=resolution, aspect=aspect)
-    problems = {entry.name: _inspect(entry, check, pictures, look) for entry in listed}
+    for entry, (found, picture, image) in zip(listed, mapped(functools.partial(_inspect, check), listed), strict=True):
+        problems[entry.name] = found
+        pictures += [picture] if picture else []
+        if look and image:
+            look(entry.name, image)
     large_enough = [picture for picture in pictures if not photo_checks.too_small(picture.size)]
     originals = photo_checks.copies(large_enough)
     for copy, original in originals.items():
@@ -196,26 +202,21 @@ def _is_photo(path: Path) -> bool:
 
 
 def _inspect(
-    path: Path,
-    check: Callable[[Image.Image, Size], list[Problem]],
-    pictures: list[Picture],
-    look: Callable[[str, Image.Image], object] | None,
-) -> list[Problem]:
-    """Say what is wrong with one entry by itself, and append the picture in it, if there is one."""
+    check: Callable[[Image.Image, Size], list[Problem]], path: Path
+) -> tuple[list[Problem], Picture | None, Image.Image | None]:
+    """Say what is wrong with one entry by itself; return the picture in it too, if there is one, and reduced."""
     reason = _no_photo(path)
     if reason:
-        return [Problem("not-a-photo", reason)]
+        return [Problem("not-a-photo", reason)], None, None
     try:
         size, image = _reduced(path)
         content = hashlib.sha256(path.read_bytes()).hexdigest()[:32]
     except UserError:
         raise
     except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
-        return [Problem("unreadable", f"cannot be read ({_cause(error)}): save it again as JPEG or PNG, or remove it")]
-    pictures.append(Picture(path.name, content, size, photo_checks.miniature(image)))
-    if look:
-        look(path.name, image)
-    return check(image, size)
+        message = f"cannot be read ({_cause(error)}): save it again as JPEG or PNG, or remove it"
+        return [Problem("unreadable", message)], None, None
+    return check(image, size), Picture(path.name, content, size, photo_checks.miniature(image)), image
 
 
 def _no_photo(path: Path) -> str | None:

@@ -13,6 +13,7 @@ import yaml
 
 from dreambooth.charts import loss_charts
 from dreambooth.errors import UserError
+from dreambooth.images import PREVIEWS
 from dreambooth.pages import Json, Picture, load_picture, show, write_page
 from dreambooth.prompts import LABEL, class_prompt, label, scenes
 from dreambooth.reporting_evaluation import evaluation_story
@@ -169,14 +170,18 @@ class Card:
 
 def _photos(record: Record, noun: str) -> list[Card]:
     """The previews the run saved, named after the photos in the same order."""
+    known = record.run.get("photos") or []
+    shown, others = known[:PREVIEWS], len(known[PREVIEWS:])
     previews = sorted((record.folder / "photos").glob("*.jpg"), key=lambda path: (len(path.name), path.name))
     cards = []
-    for preview, photo in zip_longest(previews, record.run.get("photos") or []):
+    for preview, photo in zip_longest(previews, shown):
         name = str(photo["file"] if photo else preview.name)
         caption = f"{name}: {photo['caption']}" if photo and photo.get("caption") else name
         alt = f"Photo of the {noun}, {caption}"
         picture = load_picture(preview, alt, "") if preview else Picture(alt, "", missing="no preview was saved")
         cards.append(Card("", caption, [picture]))
+    if others:
+        cards.append(Card("", "", [Picture("", "", missing=f"and {others} more photos")]))
     return cards
 
 

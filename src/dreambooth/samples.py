@@ -14,7 +14,7 @@ from PIL import Image
 from dreambooth import photos, prompts
 from dreambooth.batches import generator
 from dreambooth.files import atomic, write_json
-from dreambooth.images import save_png
+from dreambooth.images import PREVIEWS, save_png
 from dreambooth.photos import Photo
 from dreambooth.progress import Reporter
 from dreambooth.recipe import Recipe
@@ -112,8 +112,8 @@ def _write_manifest(run: Run, sampling: Sampling, drawn: Sequence[Shot]) -> None
 
 
 def save_previews(run: Run, pictures: Sequence[Photo]) -> None:
-    """Keep small copies of the photos in the run, so that its report stands alone."""
-    for index, photo in enumerate(pictures):
+    """Keep small copies of the first photos in the run, so that its report stands alone."""
+    for index, photo in enumerate(pictures[:PREVIEWS]):
         path = run.path / "photos" / f"{index:02d}.jpg"
         if not path.is_file():
             preview = Image.fromarray(photos.crop(photo, (PREVIEW_SIDE, PREVIEW_SIDE), 0, 0))
