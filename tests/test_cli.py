@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from safetensors.torch import load_file, save_file
 
 import dreambooth
 from dreambooth import cli, presets
+from dreambooth.cli.shared import print_next
 from dreambooth.models import CARDS
 from dreambooth.run import Run
 from tests.calls import Call, call, train
@@ -273,7 +275,20 @@ def test_the_log_can_be_json_lines(lab: Lab, tmp_path: Path) -> None:
     assert "training" in [event["name"] for event in events if event["event"] == "stage"]
     last = logged.out.splitlines()[-1]
     assert last.startswith("next     ")
-    assert last.endswith(f' generate {tmp_path / "run"} "a [V] dog in the snow" --count 4')
+    assert last.endswith(f" generate {tmp_path / 'run'} 'a [V] dog in the snow' --count 4")
+
+
+@pytest.mark.parametrize(
+    ("family", "label", "line"),
+    [
+        ("sd", "a [V]", "generate runs/x 'a [V] in the snow' --count 4"),
+        ("deepfloyd_sr", "a [V] {class}", "export runs/x --format diffusers"),
+    ],
+)
+def test_what_is_proposed_next_works(family: str, label: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Mock(path=Path("runs/x"), info={"model": {"family": family}, "class": "dog"}, recipe=Mock(label=label))
+    print_next(run)
+    assert capsys.readouterr().out.rstrip().endswith(line)
 
 
 def test_without_out_the_run_is_named_by_its_photos_method_and_identity(lab: Lab) -> None:

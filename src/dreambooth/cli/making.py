@@ -54,7 +54,7 @@ def train(
     print(f"adapter  {run.adapter}")
     print(f"pictures {run.samples}")
     print(f"report   {run.report}")
-    print_next(run.path, info["class"])
+    print_next(run)
 
 
 @app.command
@@ -148,7 +148,7 @@ def demo(
         print(f"  '{each.what}'".ljust(16) + f"{each.before:.0%} before training, {each.after:.0%} after")
     print("\n" + "   ".join(f"{name} {seconds:.0f} s" for name, seconds in run.info["times"].items()))
     print(f"pictures {sheet}\nreport   {run.report}")
-    print_next(run.path, "dog")
+    print_next(run)
 
 
 def _recipe(

@@ -10,13 +10,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
 if TYPE_CHECKING:
     from dreambooth.progress import Reporter
+    from dreambooth.run import Run
 
 app = App(
     name="dreambooth",
@@ -44,10 +44,17 @@ def reporting(log_format: str) -> Iterator[Reporter]:
         reporter.close()
 
 
-def print_next(run: Path, noun: str) -> None:
+def print_next(run: Run) -> None:
     """Print the command that a user would run next."""
+    from dreambooth import families, prompts
+
     program = "dreambooth" if shutil.which("dreambooth") else os.path.relpath(sys.argv[0])
-    print(f'next     {program} generate {shlex.quote(str(run))} "a [V] {noun} in the snow" --count 4')
+    path = shlex.quote(str(run.path))
+    if run.info["model"]["family"] in families.UPSCALERS:  # it draws nothing from a prompt alone
+        print(f"next     {program} export {path} --format diffusers")
+        return
+    called = prompts.label(run.recipe.label, run.info["class"])
+    print(f"next     {program} generate {path} {shlex.quote(f'{called} in the snow')} --count 4")
 
 
 def print_json(value: Any) -> None:

@@ -227,7 +227,7 @@ UNET_FAMILIES = ("sd", "sdxl")
 
 FORMATS = {
     "diffusers": Format(
-        _as_trained, None, None, "what the run ships; its own pictures were drawn from it by stock diffusers"
+        _as_trained, None, None, "what the run ships; pictures of a run are drawn from it by stock diffusers"
     ),
     "kohya": Format(
         _as_kohya,
