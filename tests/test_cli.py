@@ -35,13 +35,13 @@ from tests.pictures import picture
 COMMON = {"--help", "--version", "-h"}
 SETTINGS = (
     "--accumulation --adapter --allow --alpha --aspect --background-weight --base --batch-size --beta1 --beta2 "
-    "--cache --crops --dco-beta --ema --flip --gradient-checkpointing --guidance --inference-steps --keep "
+    "--cache --compile --crops --dco-beta --ema --flip --gradient-checkpointing --guidance --inference-steps --keep "
     "--l2-to-base --label --learning-rate --log-every --low-resolution-noise --max-grad-norm --memory --method "
-    "--min-rank --min-snr --model --more-resolutions --no-cache --no-flip --no-gradient-checkpointing --no-select "
-    "--no-train-text-encoder --optimizer --precision --prior-count --prior-guidance --prior-images --prior-loss "
-    "--prior-steps --prior-weight --rank --resolution --revision --sampler --samples --save-every --scenes --schedule "
-    "--seed --select --start --steps --targets --text-encoder-learning-rate --train-text-encoder --warmup "
-    "--weight-decay"
+    "--min-rank --min-snr --model --more-resolutions --no-cache --no-compile --no-flip --no-gradient-checkpointing "
+    "--no-select --no-train-text-encoder --optimizer --precision --prior-count --prior-guidance --prior-images "
+    "--prior-loss --prior-steps --prior-weight --rank --resolution --revision --sampler --samples --save-every "
+    "--scenes --schedule --seed --select --start --steps --targets --text-encoder-learning-rate "
+    "--train-text-encoder --warmup --weight-decay"
 )
 """The flags of a recipe."""
 

@@ -69,6 +69,7 @@ ASIDE = {
     "prior_images": "elsewhere",
     "start": "elsewhere",
     "gradient_checkpointing": True,
+    "compile": True,
     "memory": 8.0,
     "cache": False,
     "save_every": 3,

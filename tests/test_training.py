@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dreambooth import Recipe, Run, train
+from dreambooth.errors import UserError
 from dreambooth.progress import Step
 from dreambooth.samples import image_generator
 from tests.pictures import picture
@@ -99,6 +101,29 @@ def test_neither_gradient_checkpointing_nor_accumulation_nor_logging_changes_a_r
     assert_equal(plain, run(tiny_sd, photos, tmp_path / "logged", log_every=1, save_every=1, keep=1, **values))
     split = run(tiny_sd, photos, tmp_path / "split", accumulation=2, **values)
     np.testing.assert_allclose(np.array(losses(split), float), np.array(losses(plain), float), rtol=1e-5)
+
+
+def test_compiled_blocks_learn_the_same(
+    tiny_sd: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled, compile_block = [], torch.nn.Module.compile
+
+    def quickly(module: torch.nn.Module, *args: Any, **options: Any) -> None:
+        compiled.append(type(module).__name__)
+        compile_block(module, *args, **{**options, "backend": "eager"})
+
+    monkeypatch.setattr(torch.nn.Module, "compile", quickly)
+    plain = run(tiny_sd, photos, tmp_path / "plain")
+    assert compiled == []
+    fast = run(tiny_sd, photos, tmp_path / "compiled", compile=True, gradient_checkpointing=True)
+    assert set(compiled) == {"BasicTransformerBlock"}
+    np.testing.assert_allclose(np.array(losses(fast), float), np.array(losses(plain), float), rtol=1e-4)
+    assert plain.info["identity"] == fast.info["identity"]
+
+
+def test_a_model_without_repeated_blocks_is_not_compiled(debug_folder: Callable[[str], Path], photos: Path) -> None:
+    with pytest.raises(UserError, match="--compile works on repeated blocks"):
+        run(debug_folder("sd3"), photos, Path("never"), compile=True)
 
 
 @pytest.mark.parametrize(

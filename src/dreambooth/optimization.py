@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,6 +70,10 @@ def prepare(job: Job, class_images: Sequence[Sequence[Photo]]) -> tuple[loop.Loo
     if recipe.gradient_checkpointing:
         for module in (job.family.denoiser(job.pipe), *components.values()):
             memory.checkpoint_gradients(module)
+    if recipe.compile:
+        # block by block: blocks of one kind share their code, so that it takes a part of the whole network's time
+        denoiser: Any = job.family.denoiser(job.pipe)
+        denoiser.compile_repeated_blocks()
     trainee = loop.Trainee(job.pipe, job.family, components, texts)
     optimizer = optimizers.build(groups, recipe)
     weights: dict[str, Tensor] = {f"{g.component}.{name}": w for g in groups for name, w in g.parameters.items()}

@@ -24,6 +24,7 @@ from dreambooth import (
     samples,
     starting,
 )
+from dreambooth.errors import UserError
 from dreambooth.files import atomic_folder
 from dreambooth.job import Job
 from dreambooth.looks import Watch
@@ -113,6 +114,8 @@ def _begin(plans: Plans, out: Path | None, reporter: Reporter) -> Job:
     pipe = family.load(plans.source, storage_dtype(recipe))
     if recipe.low_resolution_noise is not None:
         pipe.low_resolution_noise = recipe.low_resolution_noise  # where its family looks for it
+    if recipe.compile and not family.denoiser(pipe)._repeated_blocks:
+        raise UserError("--compile works on repeated blocks, and diffusers names none for this model: leave it out")
     pictures = [photos.usable(found) for found in plans.findings]
     recipe = identify(recipe, pipe, pictures)
     job = Job(
