@@ -52,7 +52,7 @@ ARMS = (
     Arm("flip", {"flip": True}),
 )
 """Everything is a user's run: what an arm does not name is the default."""
-SCREENED, SEEDS, FINALISTS = 2, 3, 5
+SCREENED, SEEDS, FINALISTS = 2, 3, 6
 STEPS = (150, 300, 600, 1200)
 METRICS = ("dino", "truth", "clip_t", "pres", "div", "copying")
 COMPARED = ("dino", "truth", "clip_t")
