@@ -34,7 +34,7 @@ def rows(dino: float) -> Rows:
 
 @pytest.mark.parametrize("arm", ARMS, ids=lambda arm: arm.name)
 def test_every_arm_is_a_run_that_would_start(arm: Arm, tmp_path: Path) -> None:
-    plans = planning.make_plans(Study(tmp_path)._recipe(arm, "spotted_dog", 0))
+    plans = planning.make_plans(Study(tmp_path).recipe(arm, "spotted_dog", 0))
     assert all(getattr(plans.recipe, name) == value for name, value in arm.settings.items())
 
 

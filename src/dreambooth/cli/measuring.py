@@ -194,9 +194,7 @@ def _print_bench(made: Bench) -> None:
 def _cell(figure: Estimate | float | None) -> str:
     if figure is None or isinstance(figure, float):
         return "" if figure is None else f"{figure:.3f}"
-    if figure.value is None:
-        return ""
-    return f"{figure.value:.3f}" + ("" if figure.low is None else f" ({figure.low:.3f} to {figure.high:.3f})")
+    return figure.text()
 
 
 @app.command

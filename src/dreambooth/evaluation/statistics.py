@@ -51,6 +51,17 @@ class Estimate:
     n: int
     over: Level | None = None
 
+    def text(self, sign: str = "") -> str:
+        """Return "0.512 (0.498 to 0.526)", the value alone without an interval, nothing without a value.
+
+        Args:
+            sign: "+" to show the sign of what is positive too.
+        """
+        if self.value is None:
+            return ""
+        bounds = "" if self.low is None else f" ({self.low:{sign}.3f} to {self.high:{sign}.3f})"
+        return f"{self.value:{sign}.3f}{bounds}"
+
     def as_json(self) -> dict[str, float | int | None]:
         """Return value, low, high and n."""
         return {"value": self.value, "low": self.low, "high": self.high, "n": self.n}

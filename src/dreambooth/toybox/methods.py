@@ -18,7 +18,7 @@ from dreambooth.evaluation import statistics
 from dreambooth.files import write_text
 from dreambooth.paths import cache_root
 from dreambooth.progress import Lines, hush_libraries
-from dreambooth.toybox.reproduction import OURS, SUBJECT_NAMES, verdict
+from dreambooth.toybox.reproduction import OURS, SUBJECT_NAMES, WORDS, verdict
 from dreambooth.toybox.study import ARCHIVE, Arm, Cost, Rows, Study, difference
 
 ARMS = (
@@ -150,7 +150,8 @@ def final_part(final: Mapping[str, Rows], size: str) -> str:
         "| --- |" + " --- |" * (len(METRICS) + 1),
     ]
     for name, rows in final.items():
-        lines.append(f"| {name} | {balance(rows):.3f} | {' | '.join(_figure(rows, metric) for metric in METRICS)} |")
+        cells = [statistics.estimate(rows[metric]).text() for metric in METRICS]
+        lines.append(f"| {name} | {balance(rows):.3f} | {' | '.join(cells)} |")
     lines += [
         "",
         "Differences from the default, subject by subject, with 95 % intervals:",
@@ -184,18 +185,9 @@ def _mean(rows: Rows, metric: str) -> float:
     return float("nan") if value is None else value
 
 
-def _figure(rows: Rows, metric: str) -> str:
-    figure = statistics.estimate(rows[metric])
-    if figure.value is None:
-        return ""
-    return f"{figure.value:.3f}" + ("" if figure.low is None else f" ({figure.low:.3f} to {figure.high:.3f})")
-
-
 def _apart(one: Rows, two: Rows, metric: str) -> str:
     apart = difference(one[metric], two[metric])
-    word = {"holds": "better", "contradicted": "worse", "open": "no difference shown"}[verdict(apart)]
-    bounds = "" if apart.low is None else f" ({apart.low:+.3f} to {apart.high:+.3f})"
-    return f"{apart.value:+.3f}{bounds}, {word}"
+    return f"{apart.text('+')}, {WORDS[verdict(apart)]}"
 
 
 if __name__ == "__main__":

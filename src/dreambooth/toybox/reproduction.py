@@ -173,6 +173,10 @@ def write_up(found: Mapping[str, Rows], size: str) -> str:
     return "\n".join(lines)
 
 
+WORDS = {"holds": "better", "contradicted": "worse", "open": "no difference shown"}
+"""A verdict on one way over another, in words."""
+
+
 def verdict(difference: Estimate) -> str:
     """Return what an interval says of a claim that it is above zero."""
     if difference.low is None or difference.high is None or difference.low <= 0 <= difference.high:
@@ -198,15 +202,8 @@ def _table(found: Mapping[str, Rows]) -> Iterator[str]:
         **found,
     }
     for name, scores in rows.items():
-        cells = [_cell(scores[column]) if column in scores else "" for column in COLUMNS]
+        cells = [statistics.estimate(scores[column]).text() if column in scores else "" for column in COLUMNS]
         yield f"| {name} | {' | '.join(cells)} |"
-
-
-def _cell(scores: Scores) -> str:
-    figure = statistics.estimate(scores)
-    if figure.value is None:
-        return ""
-    return f"{figure.value:.3f}" + ("" if figure.low is None else f" ({figure.low:.3f} to {figure.high:.3f})")
 
 
 def _distance(one: Sequence[float], two: Sequence[float]) -> float:

@@ -27,12 +27,13 @@ from dreambooth.evaluation import dreambench, statistics
 from dreambooth.evaluation.bench import joined
 from dreambooth.evaluation.material import Plan, frozen_pipeline
 from dreambooth.evaluation.runs import Evaluation, evaluate
+from dreambooth.evaluation.scoring import alone
 from dreambooth.evaluation.statistics import Estimate, Scores
 from dreambooth.files import remove_folder
 from dreambooth.progress import Reporter, Silent, hush_libraries
 from dreambooth.recipe import Recipe
 from dreambooth.run import Run
-from dreambooth.toybox import SUBJECTS
+from dreambooth.toybox import SUBJECTS, held_out
 from dreambooth.training import train
 
 ARCHIVE = Path("docs/studies.jsonl")
@@ -118,12 +119,12 @@ class Study:
 
     def trained(self, arm: Arm, subject: str, seed: int) -> Path:
         """Return the folder of a cell's run, which other defaults would give another name."""
-        plans = planning.make_plans(self._recipe(arm, subject, seed))
+        plans = planning.make_plans(self.recipe(arm, subject, seed))
         return self.home / (arm.chain or arm.name) / f"{subject}-{seed}-{plans.identity(plans.recipe)}"
 
     def learn(self, arm: Arm, subject: str, seed: int, reporter: Reporter) -> Run:
         """Train a cell's run, unless that has been done here."""
-        return train(self._recipe(arm, subject, seed), self.trained(arm, subject, seed), reporter)
+        return train(self.recipe(arm, subject, seed), self.trained(arm, subject, seed), reporter)
 
     def cost(self, arm: Arm, subject: str, seed: int) -> Cost:
         """Return what the training of a measured cell took."""
@@ -138,9 +139,10 @@ class Study:
             cost = Cost(_seconds(run), _megabytes(run))
             plan = Plan(str(self.prompts(subject)), self.count)
             found = evaluate(run.path, plan, held_out=SUBJECTS / subject / "truth", reporter=reporter)
+            rows = {**_rows(found), **_choice(run, subject), "held_out_loss": held_out.loss(run, subject)}
             if arm.chain is None:
                 remove_folder(run.checkpoints)
-            return _rows(found), cost
+            return rows, cost
 
         return self.recall(arm.name, subject, seed, self.key(arm, subject, seed), made)
 
@@ -191,12 +193,13 @@ class Study:
 
     def key(self, arm: Arm, subject: str, seed: int) -> str:
         """Hash all that a cell's rows depend on."""
-        plans = planning.make_plans(self._recipe(arm, subject, seed))
+        plans = planning.make_plans(self.recipe(arm, subject, seed))
         filled = plans.recipe
         drawn = [filled.steps, filled.inference_steps, filled.guidance, filled.sampler, self.scenes, self.count]
         return hashlib.sha256(json.dumps([plans.identity(filled), *drawn]).encode()).hexdigest()[:16]
 
-    def _recipe(self, arm: Arm, subject: str, seed: int) -> Recipe:
+    def recipe(self, arm: Arm, subject: str, seed: int) -> Recipe:
+        """Return what a cell's run is given."""
         photos = SUBJECTS / subject / "photos"
         if arm.photos is not None:
             photos = _first(photos, arm.photos, self.home / "photos" / f"{subject}-{arm.photos}")
@@ -264,6 +267,13 @@ def _rows(found: Evaluation) -> Rows:
     # likeness to pictures of the truth, none of which was trained on
     rows["truth"] = replace(rows["dino"], value_N=rows["dino"].value_N - rows["held_out_gap"].value_N)
     return {name: rows[name] for name in KEPT if name in rows}
+
+
+def _choice(run: Run, subject: str) -> Rows:
+    """What a run that selects has chosen, and the seconds that looking took."""
+    selection = run.info.get("selection")
+    told = {"chosen_step": selection["step"], "looking": selection["seconds"]} if selection else {}
+    return {name: alone(subject, np.array([float(value)])) for name, value in told.items()}
 
 
 def _document(rows: Rows) -> dict[str, Any]:

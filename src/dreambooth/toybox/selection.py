@@ -1,0 +1,147 @@
+"""Does `--select` choose well? `python -m dreambooth.toybox.selection` asks it on the toybox: docs/selection.md.
+
+Every subject is trained with `--select`, and without it, looked at after each of the same steps; all are judged alike,
+by pictures that no choice has seen. Interrupted, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dreambooth import looks, planning
+from dreambooth.evaluation import statistics
+from dreambooth.evaluation.statistics import Scores
+from dreambooth.files import write_text
+from dreambooth.paths import cache_root
+from dreambooth.progress import Lines, hush_libraries
+from dreambooth.toybox import SUBJECTS
+from dreambooth.toybox.reproduction import WORDS, verdict
+from dreambooth.toybox.study import ARCHIVE, Arm, Rows, Study, difference
+
+SELECT = Arm("--select", {"select": True})
+HELD_OUT = "the least held-out loss"
+SHOWN = ("dino", "truth", "clip_t", "pres", "copying")
+
+Training = tuple[str, int]
+"""A subject and the seed of the training."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure what has not been, then write the page."""
+    parser = argparse.ArgumentParser(prog="python -m dreambooth.toybox.selection", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("docs/selection.md"), help="the page")
+    parser.add_argument("--home", type=Path, default=cache_root() / "toybox" / "reproduction", help="keeps the runs")
+    parser.add_argument("--archive", type=Path, default=ARCHIVE, help="keeps what was measured")
+    parser.add_argument("--model", default="toybox")
+    parser.add_argument("--subjects", nargs="+", default=sorted(path.parent.name for path in SUBJECTS.glob("*/photos")))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=1, help="trainings at a time, of one thread each (default 1)")
+    chosen = parser.parse_args(arguments)
+    hush_libraries()
+    study = Study(chosen.home, chosen.model, workers=chosen.workers, archive=chosen.archive)
+    fixed = counts(study, chosen.subjects[0])
+    found = study.run([*fixed, SELECT], chosen.subjects, range(chosen.seeds), Lines(sys.stdout))
+    size = f"{len(chosen.subjects)} subjects x {chosen.seeds} trainings x {study.scenes * study.count} pictures"
+    write_text(chosen.out, write_up(found, [arm.name for arm in fixed], size))
+    return 0
+
+
+def counts(study: Study, subject: str) -> list[Arm]:
+    """Return one default run, as it is after each of the steps at which `--select` looks."""
+    recipe = planning.make_plans(study.recipe(SELECT, subject, 0)).recipe
+    assert recipe.steps is not None, "presets.fill leaves no steps open"
+    at = [step for step in range(1, recipe.steps + 1) if looks.is_due(recipe, step)]
+    return [Arm(f"{step} steps", {"steps": step}, chain="fixed") for step in at]
+
+
+def balances(rows: Rows) -> dict[Training, float]:
+    """Return for each training the mean of two shares: the way in DINO from class to photos, and of CLIP-T kept."""
+    dino, floor, oracle, clip_t, ceiling = (
+        by_training(rows[name]) for name in ("dino", "floor_dino", "oracle_dino", "clip_t", "ceiling_clip_t")
+    )
+    return {
+        each: ((dino[each] - floor[each]) / (oracle[each] - floor[each]) + clip_t[each] / ceiling[each]) / 2
+        for each in dino
+    }
+
+
+def by_training(scores: Scores) -> dict[Training, float]:
+    """Return the mean of each training's scores."""
+    trainings = list(zip(scores.subject_N.tolist(), (scores.seed_N // 1000).tolist(), strict=True))
+    return {
+        each: float(
+            np.nanmean([value for value, owner in zip(scores.value_N, trainings, strict=True) if owner == each])
+        )
+        for each in dict.fromkeys(trainings)
+    }
+
+
+def least_loss(found: Mapping[str, Rows], fixed: Sequence[str]) -> dict[Training, str]:
+    """Return for each training the count of steps after which renders that were held out are denoised best."""
+    losses = {name: by_training(found[name]["held_out_loss"]) for name in fixed}
+    return {each: min(fixed, key=lambda name: losses[name][each]) for each in losses[fixed[0]]}
+
+
+def write_up(found: Mapping[str, Rows], fixed: Sequence[str], size: str) -> str:
+    """Return the page.
+
+    Args:
+        found: The rows of each arm.
+        fixed: Names of the arms of a fixed count, the default the last.
+        size: What was measured, in words.
+    """
+    values = {name: balances(rows) for name, rows in found.items()}
+    stopped = least_loss(found, fixed)
+    values[HELD_OUT] = {each: values[name][each] for each, name in stopped.items()}
+    default, hindsight = fixed[-1], max(fixed, key=lambda name: float(np.mean(list(values[name].values()))))
+    chosen, looking = (list(by_training(found[SELECT.name][name]).values()) for name in ("chosen_step", "looking"))
+    lines = [
+        "# Does `--select` choose well?",
+        "",
+        "Written by `python -m dreambooth.toybox.selection`.",
+        f"{size}. `balance` is the mean of two shares: the way in DINO from the frozen model's class to the photos,",
+        "and CLIP-T over the frozen model's. Intervals (95 %) are over subjects.",
+        "",
+        f"| | balance | {' | '.join(SHOWN)} |",
+        "| --- |" + " --- |" * (len(SHOWN) + 1),
+        *(_row(name, values[name], found.get(name)) for name in [*fixed, HELD_OUT, SELECT.name]),
+        "",
+        f"`--select` ships a step from {min(chosen):.0f} to {max(chosen):.0f}, {np.mean(chosen):.0f} in the mean;"
+        f" looking takes {np.mean(looking):.0f} s of a run.",
+        f"In hindsight {hindsight} are the best fixed count.",
+        "",
+        "| difference in balance | | verdict |",
+        "| --- | --- | --- |",
+        *_differences(values, default, hindsight),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _differences(values: Mapping[str, Mapping[Training, float]], default: str, hindsight: str) -> Iterator[str]:
+    pairs = [(SELECT.name, default), (SELECT.name, hindsight), (SELECT.name, HELD_OUT), (HELD_OUT, default)]
+    for one, two in pairs:
+        apart = difference(_scores(values[one]), _scores(values[two]))
+        yield f"| {one} over {two} | {apart.text('+')} | {WORDS[verdict(apart)]} |"
+
+
+def _row(name: str, value: Mapping[Training, float], rows: Rows | None) -> str:
+    cells = [statistics.estimate(rows[metric]).text() if rows else "" for metric in SHOWN]
+    balance = difference(_scores(value), _scores(dict.fromkeys(value, 0.0)))  # subjects are the units
+    return f"| {name} | {balance.text()} | {' | '.join(cells)} |"
+
+
+def _scores(values: Mapping[Training, float]) -> Scores:
+    count = len(values)
+    subject_N = np.array([subject for subject, _ in values])
+    seed_N = np.array([seed for _, seed in values])
+    return Scores(np.array(list(values.values())), subject_N, np.zeros(count, int), seed_N, np.full(count, ""))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

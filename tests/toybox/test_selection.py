@@ -1,0 +1,63 @@
+"""The study of `--select`: its counts are those at which it looks, and each rule is judged by what it chose."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dreambooth import looks
+from dreambooth.evaluation.scoring import Grid
+from dreambooth.toybox import selection
+from dreambooth.toybox.selection import SELECT, SHOWN, balances, counts, least_loss, write_up
+from dreambooth.toybox.study import Rows, Study, merge
+
+SUBJECTS = ("a", "b", "c", "d", "e", "f")
+FIXED = ["100 steps", "200 steps"]
+
+
+def rows(dino: float, loss: dict[str, float] | None = None) -> Rows:
+    """Scores of two trainings of six subjects, alike but for DINO."""
+    levels = dict.fromkeys(SHOWN, 0.3) | {"floor_dino": 0.2, "oracle_dino": 1.0, "ceiling_clip_t": 0.5, "clip_t": 0.4}
+    levels |= {"dino": dino, "chosen_step": 100.0, "looking": 9.0}
+    found = []
+    for training in (0, 1):
+        for index, subject in enumerate(SUBJECTS):
+            grid = Grid(subject, ("x", "y"), (1000 * training, 1000 * training + 1))
+            own = {"dino": dino + 0.01 * index, "held_out_loss": (loss or {}).get(subject, 0.5)}
+            found.append({name: grid.scores(np.full(4, level)) for name, level in (levels | own).items()})
+    return merge(found)
+
+
+def test_the_counts_are_those_at_which_it_looks_and_the_last_is_the_default(tmp_path: Path) -> None:
+    study = Study(tmp_path)
+    arms = counts(study, "spotted_dog")
+    steps = [int(str(arm.settings["steps"])) for arm in arms]
+    assert steps == sorted(steps)
+    assert len(steps) == looks.LOOKS
+    assert {arm.chain for arm in arms} == {"fixed"}
+    assert len({study.trained(arm, "spotted_dog", 0) for arm in arms}) == 1
+    assert study.trained(SELECT, "spotted_dog", 0) != study.trained(arms[0], "spotted_dog", 0)
+
+
+def test_a_training_has_a_balance_of_its_own() -> None:
+    found = balances(rows(0.6))
+    assert len(found) == 12
+    assert found["a", 0] == found["a", 1] == pytest.approx((0.5 + 0.8) / 2)
+    assert found["f", 1] == pytest.approx((0.45 / 0.8 + 0.8) / 2)
+
+
+def test_the_held_out_loss_stops_each_training_by_itself() -> None:
+    found = {FIXED[0]: rows(0.6, {"b": 0.1}), FIXED[1]: rows(0.7, {"c": 0.2})}
+    chosen = least_loss(found, FIXED)
+    assert chosen["b", 0] == FIXED[0]
+    assert chosen["c", 1] == FIXED[1]
+
+
+def test_the_page_tells_what_is_better_than_what() -> None:
+    found = {FIXED[0]: rows(0.6), FIXED[1]: rows(0.5), SELECT.name: rows(0.6)}
+    lines = {line.split("|")[1].strip(): line for line in write_up(found, FIXED, "six").splitlines() if "over " in line}
+    assert "better" in lines["--select over 200 steps"]
+    assert "no difference shown" in lines["--select over 100 steps"]
+    assert set(lines) >= {f"{selection.HELD_OUT} over 200 steps"}
