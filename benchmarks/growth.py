@@ -101,11 +101,13 @@ def encoder_alone(count: int) -> float:
 def main() -> None:
     """Measure and print, a JSON line a case."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", default=list(GROWTH), choices=GROWTH, metavar="what")
+    parser.add_argument("what", nargs="*", help=f"of {', '.join(GROWTH)} (default: all)")
     chosen = parser.parse_args()
+    if not set(chosen.what) <= set(GROWTH):
+        parser.error(f"choose from {', '.join(GROWTH)}")
     hush_libraries()
     print(f"{platform.platform()}, torch {torch.__version__}, {torch.get_num_threads()} threads", flush=True)
-    for what in chosen.what:
+    for what in chosen.what or GROWTH:
         for count in GROWTH[what]:
             print(json.dumps(measure(what, count)), flush=True)
         if what == "photos":
