@@ -57,7 +57,9 @@ def test_the_held_out_loss_stops_each_training_by_itself() -> None:
 
 def test_the_page_tells_what_is_better_than_what() -> None:
     found = {FIXED[0]: rows(0.6), FIXED[1]: rows(0.5), SELECT.name: rows(0.6)}
-    lines = {line.split("|")[1].strip(): line for line in write_up(found, FIXED, "six").splitlines() if "over " in line}
+    lines = {
+        line.split("|")[1].strip(): line for line in write_up(found, FIXED, "six").splitlines() if line.startswith("|")
+    }
     assert "better" in lines["--select over 200 steps"]
     assert "no difference shown" in lines["--select over 100 steps"]
     assert set(lines) >= {f"{selection.HELD_OUT} over 200 steps"}
