@@ -25,7 +25,7 @@ def rows(dino: float, loss: dict[str, float] | None = None) -> Rows:
     for training in (0, 1):
         for index, subject in enumerate(SUBJECTS):
             grid = Grid(subject, ("x", "y"), (1000 * training, 1000 * training + 1))
-            own = {"dino": dino + 0.01 * index, "held_out_loss": (loss or {}).get(subject, 0.5)}
+            own = {"dino": dino * (1 + 0.02 * index), "held_out_loss": (loss or {}).get(subject, 0.5)}
             found.append({name: grid.scores(np.full(4, level)) for name, level in (levels | own).items()})
     return merge(found)
 
@@ -45,7 +45,7 @@ def test_a_training_has_a_balance_of_its_own() -> None:
     found = balances(rows(0.6))
     assert len(found) == 12
     assert found["a", 0] == found["a", 1] == pytest.approx((0.5 + 0.8) / 2)
-    assert found["f", 1] == pytest.approx((0.45 / 0.8 + 0.8) / 2)
+    assert found["f", 1] == pytest.approx((0.46 / 0.8 + 0.8) / 2)
 
 
 def test_the_held_out_loss_stops_each_training_by_itself() -> None:
