@@ -76,6 +76,22 @@ class RandomCrop(CenterCrop):
         return random.randint(0, room)
 
 
+class RandomHorizontalFlip:
+    """Mirrors: the scripts ask for it with certainty."""
+
+    def __init__(self, p: float) -> None:
+        assert p == 1.0
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Return the picture mirrored."""
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+
+
+def crop(image: Image.Image, top: int, left: int, height: int, width: int) -> Image.Image:
+    """Return a part of a picture."""
+    return image.crop((left, top, left + width, top + height))
+
+
 class ToTensor:
     """(C, H, W) in [0, 1]."""
 
@@ -95,18 +111,26 @@ class Normalize:
         return (pixels_CHW - self.mean) / self.std
 
 
-def main() -> None:
-    """Put the transforms where torchvision's would be, after the libraries have seen that it is not there; run."""
+def put_in_place() -> None:
+    """Put the transforms where torchvision's would be, after the libraries have seen that it is not there."""
     import diffusers  # noqa: F401
     from transformers.utils import is_torchvision_available
 
     if importlib.util.find_spec("torchvision") is None and not is_torchvision_available():
         transforms = types.ModuleType("torchvision.transforms")
-        for each in (InterpolationMode, Compose, Resize, CenterCrop, RandomCrop, ToTensor, Normalize):
+        for each in (InterpolationMode, Compose, Resize, CenterCrop, RandomCrop, RandomHorizontalFlip):
             setattr(transforms, each.__name__, each)
+        transforms.ToTensor, transforms.Normalize = ToTensor, Normalize  # type: ignore[attr-defined]
+        functional = types.ModuleType("torchvision.transforms.functional")
+        functional.crop = crop  # type: ignore[attr-defined]
         package = types.ModuleType("torchvision")
         package.transforms = transforms  # type: ignore[attr-defined]
-        sys.modules.update({"torchvision": package, "torchvision.transforms": transforms})
+        sys.modules |= {"torchvision": package, transforms.__name__: transforms, functional.__name__: functional}
+
+
+def main() -> None:
+    """Run the script."""
+    put_in_place()
     sys.argv = sys.argv[1:]
     runpy.run_path(sys.argv[0], run_name="__main__")
 

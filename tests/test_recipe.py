@@ -60,7 +60,7 @@ COUNTED = {
     "seed": 1,
 }
 OFF = ("min_rank", "dco_beta", "l2_to_base", "low_resolution_noise")
-BY_MEMORY = ("memory", "accumulation", "gradient_checkpointing")
+BY_MEMORY = ("memory", "accumulation", "gradient_checkpointing", "cuda_graphs")
 ASIDE = {
     "model": "elsewhere",
     "revision": "main",
@@ -69,6 +69,7 @@ ASIDE = {
     "prior_images": "elsewhere",
     "start": "elsewhere",
     "gradient_checkpointing": True,
+    "cuda_graphs": True,
     "compile": True,
     "memory": 8.0,
     "cache": False,

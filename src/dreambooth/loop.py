@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from dreambooth.batches import Batch, Plan, by_size, draw, share
@@ -19,7 +20,9 @@ from dreambooth.diffusion import Process
 from dreambooth.errors import RunError
 from dreambooth.families import Family
 from dreambooth.frozen import Frozen
+from dreambooth.graphs import Predict
 from dreambooth.losses import dco, denoising, distance
+from dreambooth.precision import inputs_as_they_are, send
 from dreambooth.progress import Step
 from dreambooth.recipe import Recipe
 
@@ -32,6 +35,8 @@ class Trainee(nn.Module):
         family: Its family.
         components: The trained components.
         conditioning: Encoded prompts, where no text encoder is trained.
+        predict: The family's, or what does the same faster.
+        autocast: Whether it computes in less than float32.
     """
 
     def __init__(
@@ -40,8 +45,13 @@ class Trainee(nn.Module):
         family: Family,
         components: dict[str, nn.Module],
         conditioning: Memo[str, dict[str, Tensor]] | None,
+        predict: Predict | None = None,
+        autocast: bool = False,
     ) -> None:
         super().__init__()
+        adapted = family.denoiser(pipe).modules() if autocast else []
+        self._lora = [layer for layer in adapted if isinstance(layer, LoraLayer)]
+        self._predict = predict or family.predict
         self.components = nn.ModuleDict(components)
         self._pipe = pipe
         self._family = family
@@ -54,8 +64,9 @@ class Trainee(nn.Module):
         else:
             rows = [self._conditioning[prompt] for prompt in prompts]
         told = {**self._family.collate(rows), "view_B4": view_B4}
-        cond = {name: value.to(noisy_BCHW.device) for name, value in told.items()}
-        return self._family.predict(self._family.denoiser(self._pipe), noisy_BCHW, t_B, cond)
+        cond = {name: send(value, noisy_BCHW.device) for name, value in told.items()}
+        with inputs_as_they_are(self._lora):
+            return self._predict(self._family.denoiser(self._pipe), noisy_BCHW, t_B, cond)
 
 
 @dataclass(frozen=True)
@@ -128,13 +139,13 @@ def steps(loop: Loop, start: int) -> Iterator[Pending]:
 def backward(loop: Loop, batch: Batch) -> Tensor:
     """Add the gradient of a batch's part of the loss, and return that loss split into subject and prior [2]."""
     device = loop.accelerator.device
-    latents_BCHW, noise_BCHW = batch.latents_BCHW.to(device), batch.noise_BCHW.to(device)
-    mask_B1HW = None if batch.mask_B1HW is None else batch.mask_B1HW.to(device)
+    latents_BCHW, noise_BCHW = send(batch.latents_BCHW, device), send(batch.noise_BCHW, device)
+    mask_B1HW = None if batch.mask_B1HW is None else send(batch.mask_B1HW, device)
     height, width = latents_BCHW.shape[-2:]
-    t_B = loop.process.sample_t(batch.u_B.to(device), (height, width))
+    t_B = loop.process.sample_t(send(batch.u_B, device), (height, width))
     noisy_BCHW = loop.process.mix(latents_BCHW, noise_BCHW, t_B)
     target_BCHW = loop.process.target(latents_BCHW, noise_BCHW, t_B)
-    scale_B, prior_B = loop.process.weight(t_B, loop.recipe.min_snr), batch.prior_B.to(device)
+    scale_B, prior_B = loop.process.weight(t_B, loop.recipe.min_snr), send(batch.prior_B, device)
     frozen_BCHW = _frozen(loop, batch, noisy_BCHW, t_B, target_BCHW)
     predicted_BCHW = loop.trainee(noisy_BCHW, t_B, batch.prompts, batch.view_B4)
     if loop.recipe.prior_loss != "images":
@@ -143,7 +154,7 @@ def backward(loop: Loop, batch: Batch) -> Tensor:
     loss_B = scale_B * denoising(predicted_BCHW, target_BCHW, mask_B1HW)
     if loop.recipe.dco_beta:
         loss_B = dco(loss_B, scale_B * denoising(frozen_BCHW, target_BCHW, mask_B1HW), loop.recipe.dco_beta)
-    weighted_B = batch.weight_B.to(device) * loss_B
+    weighted_B = send(batch.weight_B, device) * loss_B
     total = weighted_B.sum()
     if loop.recipe.l2_to_base and loop.frozen:
         # once a step: the weights of its photos add up to 1, whatever passes and processes they are spread over

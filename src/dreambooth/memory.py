@@ -197,7 +197,7 @@ class _Step:
         else:
             row = _encode(pipe, family, prompt, real)
             rows = Memo(lambda _: row)
-        self._trainee = Trainee(pipe, family, components, rows)
+        self._trainee = Trainee(pipe, family, components, rows, autocast=recipe.precision != "fp32")
         images, _, height, width = latents
         self._latents_BCHW = torch.zeros(latents, device=device)
         self._view_B4 = torch.zeros(images, 4, device=device)

@@ -16,6 +16,7 @@ from dreambooth import (
     buckets,
     checkpoint,
     frozen,
+    graphs,
     interruption,
     looks,
     loop,
@@ -74,7 +75,8 @@ def prepare(job: Job, class_images: Sequence[Sequence[Photo]]) -> tuple[loop.Loo
         # block by block: blocks of one kind share their code, so that it takes a part of the whole network's time
         denoiser: Any = job.family.denoiser(job.pipe)
         denoiser.compile_repeated_blocks()
-    trainee = loop.Trainee(job.pipe, job.family, components, texts)
+    predict = graphs.Graphs(job.family.predict) if recipe.cuda_graphs else job.family.predict
+    trainee = loop.Trainee(job.pipe, job.family, components, texts, predict, autocast=recipe.precision != "fp32")
     optimizer = optimizers.build(groups, recipe)
     weights: dict[str, Tensor] = {f"{g.component}.{name}": w for g in groups for name, w in g.parameters.items()}
     prepared, prepared_optimizer = job.accelerator.prepare(trainee, optimizer)

@@ -22,7 +22,7 @@ import torch
 import yaml
 from filelock import FileLock
 
-from dreambooth import families, generation, memory, planning
+from dreambooth import environment, families, generation, memory, planning
 from dreambooth.evaluation import dreambench, statistics
 from dreambooth.evaluation.bench import joined
 from dreambooth.evaluation.material import Plan, frozen_pipeline
@@ -151,7 +151,8 @@ class Study:
         document = self._kept().get(key)
         if document is None:
             rows, cost = make()
-            told = {"key": key, "arm": name, "subject": subject, "seed": seed, **asdict(cost)}
+            device = environment.processes().device.type
+            told = {"key": key, "arm": name, "subject": subject, "seed": seed, "device": device, **asdict(cost)}
             document = {**told, "rows": _document(rows)}
             self.home.mkdir(parents=True, exist_ok=True)
             with FileLock(self.home / "archive.lock"), self.archive.open("a", encoding="utf-8") as file:
@@ -204,7 +205,7 @@ class Study:
         if arm.photos is not None:
             photos = _first(photos, arm.photos, self.home / "photos" / f"{subject}-{arm.photos}")
         described = {"photos": photos, "class_noun": arm.noun or class_of(subject)}
-        base = {"model": self.model, "seed": seed, "samples": 0, "keep": 1}
+        base = {"model": self.model, "precision": "fp32", "seed": seed, "samples": 0, "keep": 1}
         return Recipe.of({**base, **arm.settings, "subjects": [described]})
 
 

@@ -1,0 +1,78 @@
+"""Runs a trainer as its own command would and watches its steps: `python watched.py WARMUP STEPS SCRIPT|-m MODULE ...`.
+
+Each call of accelerate's `backward` is a step. After WARMUP of them and after STEPS more the GPU is waited for and the
+clock is read; then what was seen is printed as a line of JSON, and the trainer is ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import torch
+from accelerate import Accelerator
+from stand_in import put_in_place
+
+
+class Watch:
+    """Stands in for `Accelerator.backward`."""
+
+    def __init__(self, warmup: int, steps: int) -> None:
+        self._warmup, self._last, self._count = warmup, warmup + steps, 0
+        self._began = time.perf_counter()
+        self._start = self._first = 0.0
+        self._backward = Accelerator.backward
+
+    def __call__(self, accelerator: Accelerator, loss: torch.Tensor, **more: Any) -> None:
+        """Count the step, and do what it stands in for."""
+        if self._count in (1, self._warmup, self._last) and torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        if self._count == 1:
+            self._first = now - self._began
+        if self._count == self._warmup:
+            self._start = now
+            self._peak = _peak_gb()
+            if torch.cuda.is_available():
+                torch.cuda.reset_peak_memory_stats()
+        if self._count == self._last:
+            self._tell(now)
+        self._count += 1
+        self._backward(accelerator, loss, **more)
+
+    def _tell(self, now: float) -> None:
+        seen = {
+            "step_ms": round(1000 * (now - self._start) / (self._last - self._warmup), 2),
+            "steady_gb": _peak_gb(),
+            "before_gb": self._peak,
+            "first_step_s": round(self._first, 1),
+            "until_steady_s": round(self._start - self._began, 1),
+        }
+        print(f"\n{json.dumps(seen)}", flush=True)
+        os._exit(0)
+
+
+def _peak_gb() -> float:
+    return round(torch.cuda.max_memory_allocated() / 1e9, 2) if torch.cuda.is_available() else 0.0
+
+
+def main() -> None:
+    """Watch a trainer."""
+    warmup, steps, *command = sys.argv[1:]
+    put_in_place()
+    watch = Watch(int(warmup), int(steps))
+    Accelerator.backward = lambda self, loss, **more: watch(self, loss, **more)
+    is_module = command[0] == "-m"
+    sys.argv = command[is_module:]
+    (runpy.run_module if is_module else runpy.run_path)(sys.argv[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()
