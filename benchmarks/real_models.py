@@ -1,8 +1,8 @@
 """Models of real size with random weights: `python benchmarks/real_models.py NAME DIR`. Speed and memory do not mind.
 
-`sd15`, `sdxl`, `sd35m` and `flux` have the shapes of Stable Diffusion 1.5, SDXL, Stable Diffusion 3.5 medium and FLUX.1
-dev, each with its own text encoders; T5's tokenizer knows few words. Weights are one block of noise over and over, which
-takes seconds and no GPU.
+`sd15`, `sdxl`, `sd35m` and `flux` have the shapes of Stable Diffusion 1.5, SDXL, Stable Diffusion 3.5 medium and
+FLUX.1 dev, each with its own text encoders; T5's tokenizer knows few words. Weights are one block of noise over and
+over, which takes seconds and no GPU.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Steps at real size against diffusers' own scripts: `python benchmarks/real_size.py DIFFUSERS [--models sd15 ...]`.
 
-DIFFUSERS is a checkout of huggingface/diffusers. Both train the same random weights (`real_models.py`; a folder of that
-name under `--home` is taken as it is) on the same pictures, one photo and one class image a step, in bf16, with the same
-rank, layers and resolution, each in a process of its own that `watched.py` looks at: milliseconds a step after a warm-up,
-GB that tensors take at the peak of a step and before it. A line of JSON each.
+DIFFUSERS is a checkout of huggingface/diffusers. Both train the same random weights (`real_models.py`; a folder of
+that name under `--home` is taken as it is) on the same pictures, one photo and one class image a step, in bf16, with
+the same rank, layers and resolution, each in a process of its own that `watched.py` looks at: milliseconds a step after
+a warm-up, GB that tensors take at the peak of a step and before it. A line of JSON each. All ways to train one model
+get ready side by side, so that the GPU must hold them together, or give fewer `--ways` at a time.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -24,7 +26,9 @@ import torch
 from PIL import Image
 
 HERE = Path(__file__).resolve().parent
-ATTENTION = "attn.to_k,attn.to_q,attn.to_v,attn.to_out.0,attn.add_k_proj,attn.add_q_proj,attn.add_v_proj,attn.to_add_out"
+ATTENTION = (
+    "attn.to_k,attn.to_q,attn.to_v,attn.to_out.0,attn.add_k_proj,attn.add_q_proj,attn.add_v_proj,attn.to_add_out"
+)
 WARMUP, STEPS = 12, 30
 
 
@@ -38,7 +42,6 @@ class Job:
         resolution: Side of the pictures.
         rate: Learning rate.
         theirs: What their script is given beside.
-        ways: Ours, by name: what it is given beside.
     """
 
     script: str
@@ -46,18 +49,22 @@ class Job:
     resolution: int
     rate: float
     theirs: tuple[str, ...]
-    ways: dict[str, tuple[str, ...]]
 
 
-PLAIN = ("--no-cuda-graphs",)
-RECOMPUTED = (*PLAIN, "--gradient-checkpointing")
-WAYS = {"plain": PLAIN, "graphs": (), "compiled": ("--compile",), "recomputed": RECOMPUTED}
+WAYS = {
+    "plain": ("--no-cuda-graphs",),
+    "graphs": ("--cuda-graphs",),
+    "compiled": ("--compile",),
+    "recomputed": ("--no-cuda-graphs", "--gradient-checkpointing"),
+    "compiled, recomputed": ("--compile", "--gradient-checkpointing"),
+}
+"""Ours, by name: what it is given beside."""
 LORA = ("--rank", "4")
 JOBS = {
-    "sd15": Job("train_dreambooth.py", "full", 512, 5e-6, (), WAYS),
-    "sdxl": Job("train_dreambooth_lora_sdxl.py", "lora", 1024, 1e-4, LORA, WAYS),
-    "sd35m": Job("train_dreambooth_lora_sd3.py", "lora", 1024, 1e-4, LORA, WAYS),
-    "flux": Job("train_dreambooth_lora_flux.py", "lora", 512, 1e-4, (*LORA, "--lora_layers", ATTENTION), WAYS),
+    "sd15": Job("train_dreambooth.py", "full", 512, 5e-6, ()),
+    "sdxl": Job("train_dreambooth_lora_sdxl.py", "lora", 1024, 1e-4, LORA),
+    "sd35m": Job("train_dreambooth_lora_sd3.py", "lora", 1024, 1e-4, LORA),
+    "flux": Job("train_dreambooth_lora_flux.py", "lora", 512, 1e-4, (*LORA, "--lora_layers", ATTENTION)),
 }
 
 
@@ -92,24 +99,53 @@ def ours(job: Job, model: Path, pictures: Path, out: Path, way: Sequence[str]) -
     given += ["--prior-images", pictures / "class", "--identifier", "sks", "--method", job.method, "--samples", 0]
     given += ["--steps", 1000, "--learning-rate", job.rate, "--resolution", job.resolution, "--precision", "bf16"]
     given += ["--rank", 4, "--targets", "attention"] if job.method == "lora" else []
-    given += ["--save-every", 10**6, "--out", out, "--allow", "learning-rate", "--allow", "identifier"]
+    given += [
+        "--save-every",
+        10**6,
+        "--memory",
+        1000,
+        "--out",
+        out,
+        "--allow",
+        "learning-rate",
+        "--allow",
+        "identifier",
+    ]
     return [*map(str, given), *way]
 
 
-def watch(command: Sequence[str], home: Path, limit: float) -> dict[str, Any]:
-    """Run a trainer until it has been seen; its failure is told by the last line that it printed."""
-    began, log = time.perf_counter(), home / "log"
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "DREAMBOOTH_CACHE": str(home / "cache")}
-    whole = [sys.executable, str(HERE / "watched.py"), str(WARMUP), str(STEPS), *command]
-    with log.open("w") as file:
+@dataclass
+class Trainer:
+    """A process that `watched.py` holds at its gate."""
+
+    way: str
+    home: Path
+    command: Sequence[str]
+
+    def __post_init__(self) -> None:
+        shutil.rmtree(self.home, ignore_errors=True)
+        self.home.mkdir(parents=True)
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "GATE": str(self.home)}
+        environment["DREAMBOOTH_CACHE"] = str(self.home.parents[1] / "cache")
+        whole = [sys.executable, str(HERE / "watched.py"), str(WARMUP), str(STEPS), *self.command]
+        with (self.home / "log").open("w") as log:
+            self._process = subprocess.Popen(whole, env=environment, stdout=log, stderr=log)
+
+    def prepare(self, until: float) -> None:
+        """Wait until it is ready, or has ended, or the time is up."""
+        while not (self.home / "ready").exists() and self._process.poll() is None and time.monotonic() < until:
+            time.sleep(0.1)
+
+    def measure(self, limit: float) -> dict[str, Any]:
+        """Let it go; return what was seen, or the last lines of one that has failed."""
+        (self.home / "go").touch()
         try:
-            subprocess.run(whole, env=environment, stdout=file, stderr=file, timeout=limit, check=False)
+            self._process.wait(limit)
         except subprocess.TimeoutExpired:
-            file.write(f"\nnot done after {limit:.0f} s")
-    lines = log.read_text(errors="replace").strip().splitlines()
-    told = next((json.loads(line) for line in lines if line.startswith('{"step_ms"')), None)
-    found = told or {"failed": " / ".join(lines[-3:])[-600:]}
-    return {**found, "process_s": round(time.perf_counter() - began, 1)}
+            self._process.kill()
+        lines = (self.home / "log").read_text(errors="replace").strip().splitlines()
+        told = next((json.loads(line) for line in lines if line.startswith('{"step_ms"')), None)
+        return told or {"failed": " / ".join(lines[-3:])[-600:]}
 
 
 def make_pictures(folder: Path, side: int) -> Path:
@@ -124,19 +160,24 @@ def make_pictures(folder: Path, side: int) -> Path:
     return folder
 
 
-def measure(name: str, home: Path, diffusers: Path, ways: Sequence[str], limit: float) -> Iterator[dict[str, Any]]:
-    """Train one model in every way."""
-    job, model = JOBS[name], home / name
+def measure(name: str, chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Train one model in every way: all get ready side by side, then each is measured alone."""
+    job, home = JOBS[name], chosen.home.resolve()
+    model, pictures = home / name, make_pictures(home / f"pictures-{job.resolution}", job.resolution)
     if not model.is_dir():
         subprocess.run([sys.executable, str(HERE / "real_models.py"), name, str(model)], check=True)
-    pictures = make_pictures(home / f"pictures-{job.resolution}", job.resolution)
-    if "diffusers" in ways:
-        command = theirs(job, diffusers, model, pictures, home / "out")
-        yield {"model": name, "way": "diffusers", **watch(command, home, limit)}
-    for number, (way, flags) in enumerate(job.ways.items()):
-        if way in ways:
-            command = ours(job, model, pictures, home / f"run-{name}-{number}", flags)
-            yield {"model": name, "way": way, **watch(command, home, limit)}
+    commands = {"diffusers": theirs(job, chosen.diffusers, model, pictures, home / "out" / name)}
+    commands |= {way: ours(job, model, pictures, home / "out" / f"{name}-{way}", WAYS[way]) for way in WAYS}
+    trainers = [Trainer(way, home / "log" / f"{name}-{way}", commands[way]) for way in chosen.ways]
+    until = time.monotonic() + chosen.limit
+    for trainer in trainers:
+        trainer.prepare(until)
+    if chosen.before:
+        subprocess.run(chosen.before, shell=True, check=False)
+    for trainer in trainers:
+        yield {"model": name, "way": trainer.way, **trainer.measure(chosen.limit)}
+    if chosen.after:
+        subprocess.run(chosen.after, shell=True, check=False)
 
 
 def peak_tflops(side: int = 8192) -> float:
@@ -159,22 +200,20 @@ def main() -> None:
     parser.add_argument("--home", type=Path, default=Path("real-size"), help="models and pictures are kept here")
     parser.add_argument("--models", nargs="+", choices=JOBS, default=list(JOBS))
     parser.add_argument("--ways", nargs="+", default=["diffusers", *WAYS])
-    parser.add_argument("--limit", type=float, default=600, help="seconds of one process")
+    parser.add_argument("--limit", type=float, default=600, help="seconds for getting ready, and for each measurement")
+    parser.add_argument("--before", help="command before what is ready is measured, such as one that stops other work")
+    parser.add_argument("--after", help="command after it")
     parser.add_argument("--out", type=Path, help="file to append the lines to")
     chosen = parser.parse_args()
     chosen.home.mkdir(parents=True, exist_ok=True)
     about = {"device": "cpu", "torch": torch.__version__}
     if torch.cuda.is_available():
         about |= {"device": torch.cuda.get_device_name(), "bf16_product_tflops": round(peak_tflops())}
-    for line in (about, *(row for name in chosen.models for row in _rows(name, chosen))):
+    for line in (about, *(row for name in chosen.models for row in measure(name, chosen))):
         print(json.dumps(line), flush=True)
         if chosen.out:
             with chosen.out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-
-
-def _rows(name: str, chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    return measure(name, chosen.home.resolve(), chosen.diffusers, chosen.ways, chosen.limit)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """Runs a trainer as its own command would and watches its steps: `python watched.py WARMUP STEPS SCRIPT|-m MODULE ...`.
 
 Each call of accelerate's `backward` is a step. After WARMUP of them and after STEPS more the GPU is waited for and the
-clock is read; then what was seen is printed as a line of JSON, and the trainer is ended.
+clock is read; then what was seen is printed as a line of JSON, and the trainer is ended. Where the environment names a
+folder as GATE, the trainer stops after two steps, puts a file `ready` there and goes on when there is one called `go`:
+so that several get ready together and are then measured one at a time.
 """
 
 from __future__ import annotations
@@ -32,11 +34,13 @@ class Watch:
 
     def __call__(self, accelerator: Accelerator, loss: torch.Tensor, **more: Any) -> None:
         """Count the step, and do what it stands in for."""
-        if self._count in (1, self._warmup, self._last) and torch.cuda.is_available():
+        if self._count in (1, 2, self._warmup, self._last) and torch.cuda.is_available():
             torch.cuda.synchronize()
         now = time.perf_counter()
         if self._count == 1:
             self._first = now - self._began
+        if self._count == 2 and "GATE" in os.environ:
+            _wait(Path(os.environ["GATE"]))
         if self._count == self._warmup:
             self._start = now
             self._peak = _peak_gb()
@@ -53,10 +57,15 @@ class Watch:
             "steady_gb": _peak_gb(),
             "before_gb": self._peak,
             "first_step_s": round(self._first, 1),
-            "until_steady_s": round(self._start - self._began, 1),
         }
         print(f"\n{json.dumps(seen)}", flush=True)
         os._exit(0)
+
+
+def _wait(gate: Path) -> None:
+    (gate / "ready").touch()
+    while not (gate / "go").exists():
+        time.sleep(0.05)
 
 
 def _peak_gb() -> float:

@@ -177,6 +177,16 @@ def test_what_fits_in_no_way_is_refused(values: dict[str, Any], mend: str, costs
     assert fitted(memory=1.0, allow=("memory",), **values).recipe.accumulation == 1
 
 
+def test_a_run_goes_on_where_nothing_can_be_foretold(monkeypatch: pytest.MonkeyPatch) -> None:
+    def step_bytes(*_: object) -> int:
+        raise AssertionError("NYI: aten.something")
+
+    monkeypatch.setattr(memory, "step_bytes", step_bytes)
+    found = fitted(memory=1.0)
+    assert (found.recipe.accumulation, found.recipe.gradient_checkpointing, found.bytes) == (1, False, None)
+    assert found.reasons == {"accumulation": "the memory of a step cannot be foretold here (NYI: aten.something)"}
+
+
 def test_a_run_in_little_memory_has_the_same_result(tiny_sd: Path, tmp_path: Path) -> None:
     photos = make_photos(tmp_path / "photos")
     values = {"steps": 3, "learning_rate": 1e-2, "prior_count": 4, "batch_size": 2}

@@ -63,7 +63,10 @@ def _fit(pipe: DiffusionPipeline, family: Family, recipe: Recipe, device: torch.
     tried: list[int] = []
     for way in _ways(recipe, images):
         assert way.accumulation is not None
-        needed = int(MARGIN * _step_bytes(pipe, family, way, -(-images // way.accumulation), device))
+        try:
+            needed = int(MARGIN * _step_bytes(pipe, family, way, -(-images // way.accumulation), device))
+        except Exception as error:  # whatever it is: the run can do without an estimate
+            return Fit(way, {"accumulation": f"the memory of a step cannot be foretold here ({error})"})
         tried.append(needed)
         if needed <= room or "memory" in recipe.allow:
             return Fit(way, _reasons(recipe, way, tried, room), needed)
