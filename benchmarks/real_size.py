@@ -52,10 +52,10 @@ class Job:
 
 
 WAYS = {
-    "plain": ("--no-cuda-graphs",),
+    "plain": (),
     "graphs": ("--cuda-graphs",),
     "compiled": ("--compile",),
-    "recomputed": ("--no-cuda-graphs", "--gradient-checkpointing"),
+    "recomputed": ("--gradient-checkpointing",),
     "compiled, recomputed": ("--compile", "--gradient-checkpointing"),
 }
 """Ours, by name: what it is given beside."""

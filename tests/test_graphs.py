@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from dreambooth import families, graphs, loop, methods
 from dreambooth.cache import Memo, encode_prompt
 from dreambooth.errors import UserError
-from dreambooth.fitting import fit
 from dreambooth.models import resolve
 from dreambooth.run import Run
 from tests import calls
@@ -29,14 +28,14 @@ class StableDiffusionPipeline:
     """By its name alone."""
 
 
-def obstacle(**values: Any) -> str | None:
-    recipe = recipe_for(Path("model"), **{"accumulation": 1, **values})
-    return graphs.obstacle(recipe, StableDiffusionPipeline(), CUDA, 1)  # type: ignore[arg-type]
+def require(device: torch.device = CUDA, processes: int = 1, **values: Any) -> None:
+    recipe = recipe_for(Path("model"), **{"accumulation": 1, "cuda_graphs": True, **values})
+    graphs.require(recipe, StableDiffusionPipeline(), device, processes)  # type: ignore[arg-type]
 
 
 def test_a_plain_run_can_be_captured() -> None:
-    assert obstacle() is None
-    assert obstacle(method="full", rank=None, alpha=None) is None
+    require()
+    require(method="full", rank=None, alpha=None)
 
 
 @pytest.mark.parametrize(
@@ -54,14 +53,18 @@ def test_a_plain_run_can_be_captured() -> None:
         ({"base": "nf4"}, "few bits"),
     ],
 )
-def test_what_cannot_be_captured(values: dict[str, Any], reason: str) -> None:
-    assert reason in (obstacle(**values) or "")
+def test_what_cannot_be_captured_is_refused(values: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UserError, match=f"--cuda-graphs does not go here, as .*{reason}.*: leave it out"):
+        require(**values)
 
 
-def test_asking_for_graphs_where_there_can_be_none_is_refused() -> None:
-    recipe = recipe_for(Path("model"), cuda_graphs=True)
-    with pytest.raises(UserError, match="--cuda-graphs does not go here, as there is no CUDA device"):
-        fit(None, None, recipe, torch.device("cpu"), 1)  # type: ignore[arg-type]
+def test_there_must_be_a_gpu(tiny_sd: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="several processes"):
+        require(processes=2)
+    if not torch.cuda.is_available():
+        done = calls.train(make_photos(tmp_path / "photos"), tiny_sd, "--cuda-graphs", out=tmp_path / "run")
+        assert "--cuda-graphs does not go here, as there is no CUDA device: leave it out" in done.err
+        assert done.status == 2
 
 
 def test_each_shape_is_captured_once_and_only_so_many(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,7 +60,7 @@ COUNTED = {
     "seed": 1,
 }
 OFF = ("min_rank", "dco_beta", "l2_to_base", "low_resolution_noise")
-BY_MEMORY = ("memory", "accumulation", "gradient_checkpointing", "cuda_graphs")
+BY_MEMORY = ("memory", "accumulation", "gradient_checkpointing")
 ASIDE = {
     "model": "elsewhere",
     "revision": "main",

@@ -24,7 +24,7 @@ def processes() -> PartialState:
     Whoever asks first opens the connection, so all must ask here.
     """
     # accelerate joins processes on the CPU only where it is told to use the CPU
-    on_cpu = "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
+    on_cpu = "LOCAL_RANK" in os.environ and torch.accelerator.device_count() == 0
     # the first process draws pictures, or waits for class images of another run, while the others wait for it
     return PartialState(cpu=on_cpu, timeout=timedelta(days=7))
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from diffusers import DiffusionPipeline
 
-from dreambooth import buckets, graphs, memory, placing
+from dreambooth import buckets, memory, placing
 from dreambooth.errors import UserError
 from dreambooth.families import Family
 from dreambooth.recipe import Recipe
@@ -34,28 +34,18 @@ class Fit:
 
 
 def fit(pipe: DiffusionPipeline, family: Family, recipe: Recipe, device: torch.device, processes: int) -> Fit:
-    """Choose accumulation, gradient checkpointing and CUDA graphs where the user left them open.
+    """Choose accumulation and gradient checkpointing where the user left them open.
 
     Args:
         pipe: The pipeline, loaded; nothing is computed with it.
         family: Its family.
-        recipe: A recipe that is resolved but for these.
+        recipe: A recipe that is resolved but for these two.
         device: Where it is trained.
         processes: Over how many a step is spread.
 
     Raises:
-        UserError: A step takes too much in every way, or its passes cannot be CUDA graphs where these are asked for.
+        UserError: A step takes too much in every way.
     """
-    found = _fit(pipe, family, recipe, device, processes)
-    why_not = graphs.obstacle(found.recipe, pipe, device, processes)
-    if recipe.cuda_graphs is None:
-        return _with_graphs(found, why_not is None and _holds_two(found, _room(recipe, device)))
-    if recipe.cuda_graphs and why_not:
-        raise UserError(f"--cuda-graphs does not go here, as {why_not}: leave it out")
-    return found
-
-
-def _fit(pipe: DiffusionPipeline, family: Family, recipe: Recipe, device: torch.device, processes: int) -> Fit:
     room = _room(recipe, device)
     images = -(-recipe.batch_size * (2 if recipe.prior_weight else 1) // processes)
     if room is None:
@@ -71,17 +61,6 @@ def _fit(pipe: DiffusionPipeline, family: Family, recipe: Recipe, device: torch.
         if needed <= room or "memory" in recipe.allow:
             return Fit(way, _reasons(recipe, way, tried, room), needed)
     raise UserError(_too_much(recipe, tried[-1], room))
-
-
-def _with_graphs(found: Fit, on: bool) -> Fit:
-    reason = {"cuda_graphs": "same result, less waiting for launches"} if on else {}
-    recipe = found.recipe.model_copy(update={"cuda_graphs": on})
-    return replace(found, recipe=recipe, reasons={**found.reasons, **reason})
-
-
-def _holds_two(found: Fit, room: int | None) -> bool:
-    """Whether a step fits twice: what a graph holds is lost to all else."""
-    return found.bytes is not None and room is not None and 2 * found.bytes <= room
 
 
 def _step_bytes(pipe: DiffusionPipeline, family: Family, way: Recipe, images: int, device: torch.device) -> int:

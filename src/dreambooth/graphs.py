@@ -11,6 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from dreambooth.errors import UserError
 from dreambooth.recipe import Recipe
 
 PIPELINES = (
@@ -77,14 +78,17 @@ def _capture(module: _Pass, given: tuple[Tensor, ...]) -> nn.Module:
     return captured
 
 
-def obstacle(recipe: Recipe, pipe: DiffusionPipeline, device: torch.device, processes: int) -> str | None:
-    """Return why a run's passes cannot be captured, in a few words; None where they can.
+def require(recipe: Recipe, pipe: DiffusionPipeline, device: torch.device, processes: int) -> None:
+    """Refuse a run whose passes cannot be captured.
 
     Args:
         recipe: With nothing left open.
         pipe: The pipeline.
         device: Where it is trained.
         processes: Over how many a step is spread.
+
+    Raises:
+        UserError: They cannot; the message says why.
     """
     reasons = {
         "there is no CUDA device": device.type != "cuda",
@@ -99,4 +103,6 @@ def obstacle(recipe: Recipe, pipe: DiffusionPipeline, device: torch.device, proc
         "the text encoder is trained": recipe.train_text_encoder or recipe.method in ("textual-inversion", "pivotal"),
         f"the adapter is {recipe.adapter}": recipe.has_adapter and not recipe.is_lora,
     }
-    return next((reason for reason, holds in reasons.items() if holds), None)
+    for reason, holds in reasons.items():
+        if holds:
+            raise UserError(f"--cuda-graphs does not go here, as {reason}: leave it out")

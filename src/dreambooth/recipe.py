@@ -161,8 +161,8 @@ class Settings(BaseModel):
         _aside("Compile the denoiser's blocks: a minute at the start for faster steps on a GPU; no gain on a CPU."),
     ] = False
     cuda_graphs: Annotated[
-        bool | None, _aside("Launch a pass as one CUDA graph: same result, less waiting. Default: where it can be.")
-    ] = None
+        bool, _aside("Launch the denoiser's passes as CUDA graphs: short steps are several times as fast on a GPU.")
+    ] = False
     memory: Annotated[float | None, _aside("GiB that a step may take. Default: what the GPU has free.", gt=0)] = None
     cache: Annotated[bool, _aside("Encode photos and prompts once instead of at every step.")] = True
     save_every: Annotated[

@@ -15,6 +15,7 @@ from dreambooth import (
     environment,
     families,
     fitting,
+    graphs,
     looks,
     methods,
     photos,
@@ -137,6 +138,8 @@ def _begin(plans: Plans, out: Path | None, reporter: Reporter) -> Job:
     _announce(job)
     fitted = fitting.fit(pipe, family, recipe, accelerator.device, accelerator.num_processes)
     job.recipe, job.step_mb = fitted.recipe, fitted.bytes and round(fitted.bytes / 1e6)
+    if job.recipe.cuda_graphs:
+        graphs.require(job.recipe, pipe, accelerator.device, accelerator.num_processes)
     job.plans.reasons.update(fitted.reasons)
     for reason in {*fitted.reasons.values()}:
         job.reporter.say(f"memory: {reason}")
