@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,18 @@ def test_what_is_there_is_used_again_and_what_is_not_is_drawn(
     lost.unlink()
     assert evaluate(run, plan(prompts), **ENCODERS).document == first.document
     assert lost.read_bytes() == before
+
+
+def test_without_sibling_classes_the_other_scores_are_the_same(run: Path, prompts: str, tmp_path: Path) -> None:
+    whole = evaluate(run, plan(prompts), **ENCODERS)
+    shutil.rmtree(run / "evaluation")
+    bare = evaluate(run, replace(plan(prompts), siblings=0), **ENCODERS)
+    assert whole.figures.keys() - bare.figures.keys() == {"sibling_drift"}
+    for name, figure in bare.figures.items():
+        assert figure.value == pytest.approx(whole.figures[name].value, abs=1e-3), name
+    told = {finding["name"]: finding for finding in bare.document["findings"]}
+    assert told["weak prior"]["level"] == "unknown"
+    assert [entry["class"] for entry in bare.document["drift"]] == ["dog"]
 
 
 def test_a_broken_picture_is_named(run: Path, prompts: str) -> None:

@@ -91,6 +91,8 @@ def context(clip: Embedded, texts: Texts, grid: Grid, prompts: Sequence[Prompt])
 def weak_prior(clip: Embedded, texts: Texts, grid: Grid) -> Finding:
     """Weak prior (section 5): the frozen model itself hardly draws the class."""
     frozen_CKD = clip.frozen_classes_CKD
+    if len(frozen_CKD) == 1:
+        return Finding("weak prior", "Weak prior", "unknown", "No sibling class was drawn to tell the class from.", {})
     nearest_K = (frozen_CKD[0] @ texts.classes_CD.T).argmax(axis=1)
     share = estimate(alone(grid.subject, (nearest_K == 0).astype(float)))
     assert share.value is not None, "the class has pictures"

@@ -23,7 +23,6 @@ from dreambooth.run import Run
 
 SIBLINGS = {"live": ("cat", "dog", "duck"), "object": ("car", "teapot", "clock")}
 """Other classes of the same kind, whose drift is looked at too."""
-SIBLING_COUNT = 2
 
 
 @dataclass(frozen=True)
@@ -35,12 +34,14 @@ class Plan:
         count: Pictures of each prompt (4 in the paper).
         class_count: Pictures of "a [V] class", of "a class" and of each sibling class.
         seed: The first seed.
+        siblings: Sibling classes, whose drift is looked at too.
     """
 
     prompts: str | None = None
     count: int = 4
     class_count: int = 12
     seed: int = 0
+    siblings: int = 2
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def gather(run: Run, plan: Plan) -> Material:
     subject = recipe.subjects[0]
     noun, identifier = subject.class_noun, subject.identifier or ""
     chosen = dreambench.choose(noun, plan.prompts)
-    classes = (noun, *_siblings(noun))
+    classes = (noun, *_siblings(noun)[: plan.siblings])
     seeds, class_seeds = (range(plan.seed, plan.seed + count) for count in (plan.count, plan.class_count))
     home, frozen_home = run.path / "evaluation", cache_root() / "frozen"
     base = f"{target.source.identity} {storage_dtype(recipe)}"
@@ -132,7 +133,7 @@ def frozen_pipeline(run: Run) -> DiffusionPipeline:
 
 def _siblings(noun: str) -> Sequence[str]:
     kind = "live" if dreambench.is_live(noun) else "object"
-    return [each for each in SIBLINGS[kind] if each != noun][:SIBLING_COUNT]
+    return [each for each in SIBLINGS[kind] if each != noun]
 
 
 def _photos(run: Run, recipe: Recipe) -> list[Photo]:

@@ -121,7 +121,7 @@ def described(study: Study, subject: str, seed: int, reporter: Reporter) -> Rows
 def _described(study: Study, subject: str, seed: int, reporter: Reporter) -> tuple[Rows, Cost]:
     began = time.monotonic()
     run = study.learn(Arm(OURS), subject, seed, reporter)
-    material = gather(run, Plan(str(study.prompts(subject)), study.count))
+    material = gather(run, Plan(str(study.prompts(subject)), study.count, siblings=0))
     draw_all(material, reporter)
     texts = [prompt.text(description(subject)) for prompt in material.prompts]
     base = material.frozen

@@ -137,7 +137,7 @@ class Study:
         def made() -> tuple[Rows, Cost]:
             run = self.learn(arm, subject, seed, reporter)
             cost = Cost(_seconds(run), _megabytes(run))
-            plan = Plan(str(self.prompts(subject)), self.count)
+            plan = Plan(str(self.prompts(subject)), self.count, siblings=0)
             found = evaluate(run.path, plan, held_out=SUBJECTS / subject / "truth", reporter=reporter)
             rows = {**_rows(found), **_choice(run, subject), "held_out_loss": held_out.loss(run, subject)}
             if arm.chain is None:
