@@ -43,6 +43,33 @@ sys.path.insert(0, str(ROOT))
 
 from tests.debug_models import BETAS, TOKENIZER, UNUSED, t5_tokenizer  # noqa: E402
 
+SD15: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768}
+SDXL: dict[str, Any] = {
+    "sample_size": 128,
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+SD3: dict[str, Any] = {
+    "sample_size": 128,
+    "num_layers": 24,
+    "num_attention_heads": 24,
+    "attention_head_dim": 64,
+    "caption_projection_dim": 1536,
+    "pos_embed_max_size": 384,
+    "dual_attention_layers": tuple(range(13)),
+    "qk_norm": "rms_norm",
+}
+FLUX: dict[str, Any] = {"guidance_embeds": True}
+"""Shapes of the denoisers; what is not said is the class's default."""
+
 NOISE = 0.02 * torch.randn(1 << 22, generator=torch.Generator().manual_seed(0))
 
 
@@ -113,7 +140,7 @@ def sd15() -> DiffusionPipeline:
         vae=vae(torch.float32, sample_size=512),
         text_encoder=clip_l(dtype=torch.float32),
         tokenizer=clip_tokenizer(),
-        unet=real(UNet2DConditionModel, dtype=torch.float32, sample_size=64, cross_attention_dim=768),
+        unet=real(UNet2DConditionModel, dtype=torch.float32, **SD15),
         scheduler=DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1),
         **UNUSED,
     )
@@ -127,20 +154,7 @@ def sdxl() -> DiffusionPipeline:
         text_encoder_2=clip_g(),
         tokenizer=clip_tokenizer(),
         tokenizer_2=clip_tokenizer(pad_token="!"),
-        unet=real(
-            UNet2DConditionModel,
-            sample_size=128,
-            block_out_channels=(320, 640, 1280),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            transformer_layers_per_block=(1, 2, 10),
-            attention_head_dim=(5, 10, 20),
-            cross_attention_dim=2048,
-            use_linear_projection=True,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=256,
-            projection_class_embeddings_input_dim=2816,
-        ),
+        unet=real(UNet2DConditionModel, **SDXL),
         scheduler=EulerDiscreteScheduler(**BETAS, steps_offset=1, timestep_spacing="leading"),
         add_watermarker=False,
     )
@@ -156,17 +170,7 @@ def sd35m() -> DiffusionPipeline:
         tokenizer_2=clip_tokenizer(pad_token="!"),
         text_encoder_3=t5_xxl(),
         tokenizer_3=t5_tokenizer(),
-        transformer=real(
-            SD3Transformer2DModel,
-            sample_size=128,
-            num_layers=24,
-            num_attention_heads=24,
-            attention_head_dim=64,
-            caption_projection_dim=1536,
-            pos_embed_max_size=384,
-            dual_attention_layers=tuple(range(13)),
-            qk_norm="rms_norm",
-        ),
+        transformer=real(SD3Transformer2DModel, **SD3),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
     )
 
@@ -179,7 +183,7 @@ def flux() -> DiffusionPipeline:
         tokenizer=clip_tokenizer(),
         text_encoder_2=t5_xxl(),
         tokenizer_2=t5_tokenizer(),
-        transformer=real(FluxTransformer2DModel, guidance_embeds=True),
+        transformer=real(FluxTransformer2DModel, **FLUX),
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
     )
 

@@ -26,10 +26,9 @@ import torch
 from PIL import Image
 
 HERE = Path(__file__).resolve().parent
-ATTENTION = (
-    "attn.to_k,attn.to_q,attn.to_v,attn.to_out.0,attn.add_k_proj,attn.add_q_proj,attn.add_v_proj,attn.to_add_out"
-)
-WARMUP, STEPS = 12, 30
+LAYERS = ("to_k", "to_q", "to_v", "to_out.0", "add_k_proj", "add_q_proj", "add_v_proj", "to_add_out")
+ATTENTION = ",".join(f"attn.{name}" for name in LAYERS)
+WARMUP, STEPS = 6, 20
 
 
 @dataclass(frozen=True)
