@@ -33,6 +33,8 @@ def test_a_cell_is_measured_once_and_its_figures_are_those_of_the_run(
 ) -> None:
     arm = Arm("short", {"steps": 1, "prior_weight": 0.0, "inference_steps": 2, "rank": 2})
     made = Study(tmp_path, scenes=3, count=2, archive=tmp_path / "cells.jsonl")
+    made.run([arm], ["spotted_dog"], [5], Silent())
+    made.archive.unlink()  # as if it had been interrupted before the cell was kept
     first = made.run([arm], ["spotted_dog"], [5], Silent())["short"]
     monkeypatch.setattr(study, "train", lambda *given: pytest.fail("trained again"))
     again = made.run([arm], ["spotted_dog"], [5], Silent())["short"]

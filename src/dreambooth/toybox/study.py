@@ -140,7 +140,7 @@ class Study:
             plan = Plan(str(self.prompts(subject)), self.count, siblings=0)
             found = evaluate(run.path, plan, held_out=SUBJECTS / subject / "truth", reporter=reporter)
             rows = {**_rows(found), **_choice(run, subject), "held_out_loss": held_out.loss(run, subject)}
-            if arm.chain is None:
+            if arm.chain is None and run.checkpoints.is_dir():
                 remove_folder(run.checkpoints)
             return rows, cost
 
