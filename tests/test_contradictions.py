@@ -26,6 +26,10 @@ def filled(model: Path, **values: Any) -> Recipe:
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({**FULL, "rank": 4}, "--rank is a setting of a LoRA"),
+    ({"step_in_backward": True}, "--step-in-backward spares a whole model's gradients: use --method full"),
+    ({**FULL, "step_in_backward": True, "optimizer": "prodigy"}, "--step-in-backward does not go with --optimizer pro"),
+    ({**FULL, "step_in_backward": True, "accumulation": 2}, "--step-in-backward takes its steps in one pass"),
+    ({**FULL, "step_in_backward": True, "aspect": "keep"}, "--step-in-backward takes its steps in one pass"),
     ({**TOKEN, "min_rank": 4}, "--min-rank is a setting of a LoRA"),
     ({**FULL, "adapter": "oft"}, "--adapter oft is a kind of --method lora"),
     ({"adapter": "hra", "alpha": 2.0}, "--alpha scales what is added to the weights, and --adapter hra rotates"),

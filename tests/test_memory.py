@@ -26,6 +26,17 @@ from tests.test_training import losses
 CPU = torch.device("cpu")
 
 
+def test_steps_in_the_backward_pass_keep_no_gradients(tiny_sd: Path) -> None:
+    recipe = recipe_for(tiny_sd, method="full", learning_rate=1e-5, gradient_checkpointing=True)
+    source = resolve(str(tiny_sd))
+    family = families.get(source.family)
+    pipe = family.load(source, torch.float32)
+    inward = recipe.model_copy(update={"step_in_backward": True})
+    plain, spared = (memory.step_bytes(pipe, family, each, 1, CPU) for each in (recipe, inward))
+    weights = sum(weight.nbytes for weight in family.denoiser(pipe).parameters())
+    assert plain - spared == pytest.approx(weights, rel=0.3)
+
+
 def measured(recipe: Recipe, sizes: Sequence[Size] = (SQUARE,) * 3) -> int:
     """The most bytes of tensors during two real steps, the weights and what the optimiser keeps included."""
     state, _ = make_loop(recipe, sizes)
@@ -165,7 +176,7 @@ def test_without_a_limit_nobody_asks(costs: list[tuple[int, bool]]) -> None:
     ("values", "mend"),
     [
         ({}, "--base nf4"),
-        ({"method": "full"}, "--method lora"),
+        ({"method": "full"}, "--method lora or --step-in-backward"),
         ({"base": "nf4"}, "--resolution 16"),
         ({"more_resolutions": (48,)}, "--base nf4 or no --more-resolutions 48"),
     ],
@@ -175,6 +186,12 @@ def test_what_fits_in_no_way_is_refused(values: dict[str, Any], mend: str, costs
     with pytest.raises(UserError, match=f"{said}give {mend}, or --allow memory"):
         fitted(memory=1.0, **values)
     assert fitted(memory=1.0, allow=("memory",), **values).recipe.accumulation == 1
+
+
+def test_steps_in_the_backward_pass_are_not_split(costs: list[tuple[int, bool]]) -> None:
+    with pytest.raises(UserError, match=r"however it is split, and 1\.0 are there: give --method lora, or --allow"):
+        fitted(memory=1.0, method="full", step_in_backward=True)
+    assert costs == [(4, False), (4, True)]
 
 
 def test_a_run_goes_on_where_nothing_can_be_foretold(monkeypatch: pytest.MonkeyPatch) -> None:

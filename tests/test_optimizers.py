@@ -19,6 +19,7 @@ from dreambooth.run import Run
 from tests import calls
 from tests.commands import make_photos
 from tests.test_loop import recipe_for
+from tests.test_training import losses
 
 SIDE = 80
 """Large enough for states of 8 bits."""
@@ -100,6 +101,51 @@ def test_what_went_wrong_while_writing_is_said(tmp_path: Path, monkeypatch: pyte
     writer.save(3, fit.weights, fit.optimizer)
     with pytest.raises(RunError, match="full"):
         writer.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("name", optimizers.InBackward.ABLE)
+def test_steps_in_the_backward_pass_are_the_same_steps(name: str) -> None:
+    plain, inward = make(name), make(name)
+    taken = optimizers.InBackward(inward.optimizer, 1e9)
+    expected, norms = [], []
+    for _ in range(6):
+        expected.append(plain.step())
+        norms.append(torch.stack([weight.grad.norm() for weight in plain.weights.values()]).norm())
+    found = []
+    for norm in norms:
+        loss = (inward.weights["one"] @ inward.weights["two"].T - inward.target).square().mean()
+        loss.backward()
+        assert all(weight.grad is None for weight in inward.weights.values())
+        assert taken.take_norm() == pytest.approx(float(norm), rel=1e-6)
+        found.append(loss.item())
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert [group["params"] for group in inward.optimizer.param_groups] == [list(inward.weights.values())]
+
+
+def test_a_step_in_the_backward_pass_clips_each_gradient_alone() -> None:
+    fit = make("adamw")
+    fit.optimizer = torch.optim.SGD(fit.weights.values(), lr=1.0)
+    optimizers.InBackward(fit.optimizer, 1e-3)
+    before = {name: weight.detach().clone() for name, weight in fit.weights.items()}
+    (fit.weights["one"] @ fit.weights["two"].T - fit.target).square().mean().backward()
+    moved = [float(_norm(before[name] - weight)) for name, weight in fit.weights.items()]
+    assert moved == pytest.approx([1e-3] * 2, rel=1e-3)
+
+
+def test_a_run_that_steps_in_the_backward_pass_resumes_and_learns_the_same(tiny_sd: Path, tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "photos")
+    values = {"method": "full", "prior_count": 2, "save_every": 2, "max_grad_norm": 1e9, "log_every": 1}
+    more = ("--allow", "learning-rate")
+
+    def run(name: str, steps: int, *flags: str) -> list[float]:
+        done = calls.train(photos, tiny_sd, *more, *flags, out=tmp_path / name, steps=steps, **values)
+        assert done.status == 0, done
+        return [figures[1] for figures in losses(Run(tmp_path / name))]
+
+    plain, inward = run("plain", 4), run("inward", 4, "--step-in-backward")
+    assert inward == pytest.approx(plain, rel=1e-5)
+    run("resumed", 2, "--step-in-backward")
+    assert run("resumed", 4, "--step-in-backward") == inward
 
 
 def test_fused_adamw_is_adamw() -> None:

@@ -56,6 +56,7 @@ COUNTED = {
     "beta1": 0.8,
     "beta2": 0.99,
     "max_grad_norm": 2.0,
+    "step_in_backward": True,
     "precision": "bf16",
     "seed": 1,
 }

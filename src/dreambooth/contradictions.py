@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dreambooth.errors import UserError
+from dreambooth.optimizers import InBackward
 from dreambooth.recipe import Recipe
 
 
@@ -14,7 +15,7 @@ def refuse(recipe: Recipe) -> None:
     Raises:
         UserError: The first contradiction, and how to mend it.
     """
-    for wrong, message in [*_of_adapters(recipe), *_of_losses(recipe)]:
+    for wrong, message in [*_of_adapters(recipe), *_of_losses(recipe), *_of_steps(recipe)]:
         if wrong:
             raise UserError(message)
 
@@ -62,3 +63,15 @@ def _of_losses(recipe: Recipe) -> Iterator[tuple[bool, str]]:
     measured = recipe.method == "full" or (recipe.has_adapter and recipe.adapter in ("lora", "rslora"))
     what = f"--adapter {recipe.adapter}" if recipe.has_adapter else f"--method {recipe.method}"
     yield recipe.l2_to_base is not None and not measured, f"--l2-to-base does not go with {what}: leave one of them out"
+
+
+def _of_steps(recipe: Recipe) -> Iterator[tuple[bool, str]]:
+    inward = recipe.step_in_backward
+    yield inward and recipe.method != "full", "--step-in-backward spares a whole model's gradients: use --method full"
+    name, able = recipe.optimizer, " or ".join(InBackward.ABLE)
+    yield inward and name not in InBackward.ABLE, f"--step-in-backward does not go with --optimizer {name}: use {able}"
+    yield inward and recipe.precision == "fp16", "--step-in-backward does not go with fp16, whose gradients are scaled"
+    passes = "--step-in-backward takes its steps in one pass: leave out"
+    yield inward and (recipe.accumulation or 1) > 1, f"{passes} --accumulation"
+    yield inward and bool(recipe.more_resolutions), f"{passes} --more-resolutions"
+    yield inward and recipe.aspect != "square", f"{passes} --aspect"

@@ -80,7 +80,8 @@ def _room(recipe: Recipe, device: torch.device) -> int | None:
 
 def _ways(recipe: Recipe, images: int) -> Iterator[Recipe]:
     """Go through what the user left open, from the fastest to the smallest."""
-    splits = [1 << power for power in range(images.bit_length()) if 1 << power <= images]
+    most = 1 if recipe.step_in_backward else images  # its gradients are those of one pass
+    splits = [1 << power for power in range(most.bit_length())]
     for checkpointing in [False, True] if recipe.gradient_checkpointing is None else [recipe.gradient_checkpointing]:
         for accumulation in splits if recipe.accumulation is None else [recipe.accumulation]:
             yield _with(recipe, accumulation, checkpointing)
@@ -101,6 +102,7 @@ def _too_much(recipe: Recipe, needed: int, room: int) -> str:
     largest = max(buckets.resolutions(recipe))
     smaller = ["--base nf4"] if recipe.has_adapter and not recipe.base else []
     smaller += ["--method lora"] if recipe.method == "full" else []
+    smaller += ["--step-in-backward"] if recipe.method == "full" and not recipe.step_in_backward else []
     smaller += [f"--resolution {recipe.resolution // 2}"] if recipe.resolution and not smaller else []
     smaller += [f"no --more-resolutions {largest}"] if largest > (recipe.resolution or 0) else []
     return (

@@ -22,6 +22,7 @@ from dreambooth.families import Family
 from dreambooth.frozen import Frozen
 from dreambooth.graphs import Predict
 from dreambooth.losses import dco, denoising, distance
+from dreambooth.optimizers import InBackward
 from dreambooth.precision import inputs_as_they_are, send
 from dreambooth.progress import Step
 from dreambooth.recipe import Recipe
@@ -82,6 +83,7 @@ class Loop:
         latents: Encoded images.
         recipe: The resolved recipe.
         frozen: The model as it was before training, where the recipe's loss compares with it.
+        in_backward: What takes the steps, where the backward pass does.
     """
 
     trainee: nn.Module
@@ -92,6 +94,7 @@ class Loop:
     latents: Memo[Row, dict[str, Tensor]]
     recipe: Recipe
     frozen: Frozen | None = None
+    in_backward: InBackward | None = None
 
 
 @dataclass(frozen=True)
@@ -127,11 +130,14 @@ def steps(loop: Loop, start: int) -> Iterator[Pending]:
             last = index == len(alike) - 1
             with nullcontext() if last else accelerator.no_sync(loop.trainee):
                 parts_2 += backward(loop, batch)
-        for weight in resting:
-            weight.grad = None  # neither a step nor momentum
-        grad_norm = accelerator.clip_grad_norm_(weights, loop.recipe.max_grad_norm)
-        loop.optimizer.step()
-        loop.optimizer.zero_grad()
+        if loop.in_backward:
+            grad_norm = loop.in_backward.take_norm()
+        else:
+            for weight in resting:
+                weight.grad = None  # neither a step nor momentum
+            grad_norm = accelerator.clip_grad_norm_(weights, loop.recipe.max_grad_norm)
+            loop.optimizer.step()
+            loop.optimizer.zero_grad()
         lr = loop.optimizer.param_groups[0]["lr"]
         yield Pending(step + 1, parts_2, torch.as_tensor(grad_norm), lr, time.perf_counter(), len(slots))
 

@@ -31,6 +31,7 @@ from dreambooth.families import Family
 from dreambooth.loop import Trainee
 from dreambooth.losses import denoising
 from dreambooth.methods import Group
+from dreambooth.optimizers import InBackward
 from dreambooth.precision import DTYPES
 from dreambooth.recipe import Recipe
 
@@ -102,12 +103,13 @@ def step_bytes(pipe: DiffusionPipeline, family: Family, recipe: Recipe, images: 
         # others look at numbers, which there are none: AdamW stands in for them
         adamw = recipe.model_copy(update={"optimizer": "adamw"})
         optimizer = optimizers.build([_in_place(group, outline) for group in groups], adamw)
+        inward = optimizers.InBackward(optimizer, recipe.max_grad_norm) if recipe.step_in_backward else None
         with Ledger() as ledger:
             for module in step.modules:
                 for weight in chain(module.parameters(), module.buffers()):
                     ledger.book(weight)
             for _ in range(2):
-                step.take(optimizer)
+                step.take(optimizer, inward)
     state = optimizers.KINDS[recipe.optimizer].state - optimizers.KINDS["adamw"].state
     total: int = ledger.most + count * state - _saved(pipe, family, recipe)
     return total
@@ -204,12 +206,15 @@ class _Step:
         self._t_B = family.process(pipe).sample_t(torch.rand(images, device=device), (height, width))
         self._prompts, self._recipe, self._device = [prompt] * images, recipe, device
 
-    def take(self, optimizer: torch.optim.Optimizer) -> None:
-        """Forward, backward, clipping and the optimiser."""
+    def take(self, optimizer: torch.optim.Optimizer, inward: InBackward | None = None) -> None:
+        """Forward, backward, clipping and the optimiser, which may do its part in the backward pass."""
         noisy_BCHW, target_BCHW = torch.randn_like(self._latents_BCHW), torch.randn_like(self._latents_BCHW)
         with self._autocast():
             predicted_BCHW = self._trainee(noisy_BCHW, self._t_B, self._prompts, self._view_B4)
         denoising(predicted_BCHW.float(), target_BCHW, None).sum().backward()  # type: ignore[no-untyped-call]
+        if inward:
+            inward.take_norm()
+            return
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         torch.nn.utils.clip_grad_norm_(weights, self._recipe.max_grad_norm)
         optimizer.step()

@@ -85,7 +85,9 @@ def prepare(job: Job, class_images: Sequence[Sequence[Photo]]) -> tuple[loop.Loo
     process = job.family.process(job.pipe)
     bare, as_class = job.accelerator.unwrap_model(prepared), partial(class_caption, recipe)
     before = frozen.Frozen.of(bare, as_class) if frozen.is_needed(recipe) else None
-    return loop.Loop(prepared, prepared_optimizer, job.accelerator, process, plan, latents, recipe, before), weights
+    inward = optimizers.InBackward(optimizer, recipe.max_grad_norm) if recipe.step_in_backward else None
+    given = (prepared, prepared_optimizer, job.accelerator, process, plan, latents, recipe, before, inward)
+    return loop.Loop(*given), weights
 
 
 def _items(job: Job, class_images: Sequence[Sequence[Photo]]) -> tuple[list[Item], list[Item]]:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
 from dreambooth.errors import UserError
 from dreambooth.recipe import Recipe
 
 if TYPE_CHECKING:
-    import torch
-
     from dreambooth.methods import Group
 
 
@@ -102,6 +105,42 @@ def build(groups: Sequence[Group], recipe: Recipe) -> torch.optim.Optimizer:
     made: torch.optim.Optimizer = _class(recipe.optimizer)(settings, weight_decay=recipe.weight_decay, **options)
     mode(made, training=True)
     return made
+
+
+class InBackward:
+    """Takes the step of each weight as soon as its gradient is there, and drops it: they never are there together.
+
+    Each gradient is clipped by itself, since their common norm is known when all steps have been taken. For optimisers
+    that look at one weight at a time. After torch's tutorial on optimiser steps in the backward pass, but with one
+    optimiser for all weights, so that its state is saved as ever.
+
+    Args:
+        optimizer: The optimiser; its groups' rates are read when steps are taken.
+        max_grad_norm: Largest norm of a weight's gradient.
+    """
+
+    ABLE = ("adamw", "adamw-8bit", "adafactor")
+
+    def __init__(self, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> None:
+        self._optimizer, self._max_grad_norm = optimizer, max_grad_norm
+        self._norms: list[Tensor] = []
+        for group in optimizer.param_groups:
+            for weight in group["params"]:
+                weight.register_post_accumulate_grad_hook(partial(self._step, group))
+
+    def _step(self, group: dict[str, Any], weight: Tensor) -> None:
+        self._norms.append(clip_grad_norm_([weight], self._max_grad_norm))
+        groups = self._optimizer.param_groups
+        self._optimizer.param_groups = [{**group, "params": [weight]}]
+        self._optimizer.step()
+        self._optimizer.param_groups = groups
+        weight.grad = None
+
+    def take_norm(self) -> Tensor:
+        """Return the norm of all gradients since the last call."""
+        norms, self._norms = self._norms, []
+        total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        return total
 
 
 def mode(optimizer: torch.optim.Optimizer, training: bool) -> None:

@@ -35,6 +35,7 @@ LATER = (
     "low_resolution_noise",
     "aspect",
     "more_resolutions",
+    "step_in_backward",
 )
 """Settings that came after the first runs were made."""
 
@@ -146,6 +147,10 @@ class Settings(BaseModel):
         False, description="Look at pictures while training; ship the best, stop when none gets better."
     )
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
+    step_in_backward: bool = Field(
+        False,
+        description="Full: step each weight in the backward pass; no gradient is kept, each is clipped alone.",
+    )
     precision: Literal["fp32", "bf16", "fp16"] | None = Field(
         None, description="Arithmetic of the forward pass; trained weights stay fp32."
     )

@@ -138,6 +138,8 @@ def _begin(plans: Plans, out: Path | None, reporter: Reporter) -> Job:
     _announce(job)
     fitted = fitting.fit(pipe, family, recipe, accelerator.device, accelerator.num_processes)
     job.recipe, job.step_mb = fitted.recipe, fitted.bytes and round(fitted.bytes / 1e6)
+    if recipe.step_in_backward and accelerator.num_processes > 1:
+        raise UserError("--step-in-backward takes its steps in one process: leave it out, or start one")
     if job.recipe.cuda_graphs:
         graphs.require(job.recipe, pipe, accelerator.device, accelerator.num_processes)
     job.plans.reasons.update(fitted.reasons)
