@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from dreambooth.run import Run
     from dreambooth.training import train
 
+__version__ = "0.1.0"
+
 _HOMES = {
     "Recipe": "recipe",
     "Run": "run",

@@ -15,7 +15,9 @@ import psutil
 import torch
 from accelerate import PartialState
 
-PACKAGES = ("dreambooth", "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy", "pillow")
+from dreambooth import __version__
+
+PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy", "pillow")
 
 
 def processes() -> PartialState:
@@ -31,7 +33,7 @@ def processes() -> PartialState:
 
 def describe(device: torch.device, processes: int) -> dict[str, Any]:
     """Return versions, device, threads and the git commit of the package, as JSON values."""
-    versions = {name: metadata.version(name) for name in PACKAGES}
+    versions = {"dreambooth": __version__, **{name: metadata.version(name) for name in PACKAGES}}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "python": platform.python_version(),

@@ -9,10 +9,11 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
+
+from dreambooth import __version__
 
 if TYPE_CHECKING:
     from dreambooth.progress import Reporter
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 app = App(
     name="dreambooth",
     help="Teach a text-to-image model your subject from 3-5 photos, render it anywhere, and measure how well it did.",
-    version=lambda: metadata.version("dreambooth"),
+    version=__version__,
     suppress_keyboard_interrupt=False,
 )
 Json = Annotated[

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from dreambooth import buckets
+from dreambooth import __version__, buckets
 from dreambooth.export.metadata import trigger
 from dreambooth.files import write_text
 from dreambooth.models import Source
@@ -147,7 +146,7 @@ def _facts(run: Run) -> str:
         "resolution": f"{', '.join(map(str, buckets.resolutions(recipe)))} px",
         "seed": recipe.seed,
         "run": info["identity"],
-        "trained with": f"dreambooth {version('dreambooth')}",
+        "trained with": f"dreambooth {__version__}",
     }
     return "## Training\n\n" + _table(("", ""), [(name, str(value)) for name, value in rows.items()])
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dreambooth import families
+from dreambooth import __version__, families
 from dreambooth.prompts import fill, label
 from dreambooth.run import Run
 
@@ -63,7 +62,7 @@ def model_spec(run: Run, pipe: DiffusionPipeline, licence: str | None, adapter: 
         "hash_sha256": UNKNOWN_HASH,
     }
     spec = {f"modelspec.{name}": value for name, value in found.items() if value is not None}
-    own = {"version": version("dreambooth"), "recipe_hash": info["identity"], "base_model": info["model"]["identity"]}
+    own = {"version": __version__, "recipe_hash": info["identity"], "base_model": info["model"]["identity"]}
     return spec | {f"dreambooth.{name}": value for name, value in own.items()}
 
 
