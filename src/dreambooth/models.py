@@ -170,14 +170,16 @@ def _local(name: str, path: Path, card: Card | None) -> Source:
 
 def _from_hub(name: str, repository: str, revision: str | None, card: Card | None) -> Source:
     """Download, or find in the cache, what a pipeline is made of; its class is checked before the weights."""
-    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub import constants, hf_hub_download, snapshot_download
 
     with hub_errors(repository, revision, ", or choose toybox"):
         index = Path(hf_hub_download(repository, "model_index.json", revision=revision))
     _check_index(repository, index)
     commit = index.parent.name
     with hub_errors(repository, revision, ", or choose toybox"):
-        folder = snapshot_download(repository, revision=commit, allow_patterns=WANTED, ignore_patterns=UNWANTED)
+        patterns = {"allow_patterns": WANTED, "ignore_patterns": UNWANTED}
+        # offline some versions of the library ask the hub all the same for what a commit holds
+        folder = snapshot_download(repository, revision=commit, local_files_only=constants.HF_HUB_OFFLINE, **patterns)
     family = _check_folder(repository, Path(folder))
     return Source(name, family, Path(folder), f"{repository}@{commit}", card)
 

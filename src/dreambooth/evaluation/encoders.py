@@ -225,12 +225,13 @@ def load(name: str, device: str = "cpu") -> Encoder:
 
 def _download(name: str, spec: Spec) -> tuple[Path, str]:
     """Return the folder of a hub model in the cache, and "repository@commit"."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
 
     assert spec.repository is not None
     weights = PICKLED_WEIGHTS if spec.pickled else SAFE_WEIGHTS
     with hub_errors(spec.repository, spec.revision):
-        folder = Path(snapshot_download(spec.repository, revision=spec.revision, allow_patterns=[*WANTED, weights]))
+        given = {"allow_patterns": [*WANTED, weights], "local_files_only": constants.HF_HUB_OFFLINE}
+        folder = Path(snapshot_download(spec.repository, revision=spec.revision, **given))
     if not (folder / "config.json").is_file() or not any(folder.glob(weights)):
         fetch = f"hf download {spec.repository} --revision {folder.name}"
         raise UserError(f"the encoder {name} is only partly in the cache: run `{fetch}` where there is a network")
