@@ -35,13 +35,14 @@ from tests.pictures import picture
 COMMON = {"--help", "--version", "-h"}
 SETTINGS = (
     "--accumulation --adapter --allow --alpha --aspect --background-weight --base --batch-size --beta1 --beta2 "
-    "--cache --compile --crops --dco-beta --ema --flip --gradient-checkpointing --guidance --inference-steps --keep "
-    "--l2-to-base --label --learning-rate --log-every --low-resolution-noise --max-grad-norm --memory --method "
-    "--min-rank --min-snr --model --more-resolutions --no-cache --no-compile --no-flip --no-gradient-checkpointing "
-    "--no-select --no-train-text-encoder --optimizer --precision --prior-count --prior-guidance --prior-images "
-    "--prior-loss --prior-steps --prior-weight --rank --resolution --revision --sampler --samples --save-every "
-    "--scenes --schedule --seed --select --start --steps --targets --text-encoder-learning-rate "
-    "--train-text-encoder --warmup --weight-decay"
+    "--cache --compile --crops --cuda-graphs --dco-beta --ema --ema-profiles --flip --gradient-checkpointing "
+    "--guidance --inference-steps --keep --l2-to-base --label --learning-rate --log-every --low-resolution-noise "
+    "--max-grad-norm --memory --method --min-rank --min-snr --model --more-resolutions --no-cache --no-compile "
+    "--no-cuda-graphs --no-ema-profiles --no-flip --no-gradient-checkpointing --no-select --no-step-in-backward "
+    "--no-train-text-encoder --optimizer --precision --prior-count --prior-guidance --prior-images --prior-loss "
+    "--prior-steps --prior-weight --rank --resolution --revision --sampler --samples --save-every --scenes --schedule "
+    "--seed --select --start --step-in-backward --steps --targets --text-encoder-learning-rate --train-text-encoder "
+    "--warmup --weight-decay"
 )
 """The flags of a recipe."""
 
@@ -68,6 +69,7 @@ FLAGS = {
     "models": "--json",
     "report": "--json RUN",
     "export": "--format --json --out --push-to-hub RUN",
+    "average": "--json --log-format --out --width RUN",
     "demo": "--json --log-format --out",
     "cache list": "--json",
     "cache clear": "--json",

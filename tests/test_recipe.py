@@ -57,6 +57,7 @@ COUNTED = {
     "beta2": 0.99,
     "max_grad_norm": 2.0,
     "step_in_backward": True,
+    "ema_profiles": True,
     "precision": "bf16",
     "seed": 1,
 }

@@ -66,6 +66,9 @@ def _of_losses(recipe: Recipe) -> Iterator[tuple[bool, str]]:
 
 
 def _of_steps(recipe: Recipe) -> Iterator[tuple[bool, str]]:
+    twice = "--ema-profiles averages what is averaged already: leave it out, or"
+    yield recipe.ema_profiles and recipe.ema is not None, f"{twice} --ema"
+    yield recipe.ema_profiles and recipe.optimizer == "schedule-free", f"{twice} --optimizer schedule-free"
     inward = recipe.step_in_backward
     yield inward and recipe.method != "full", "--step-in-backward spares a whole model's gradients: use --method full"
     name, able = recipe.optimizer, " or ".join(InBackward.ABLE)

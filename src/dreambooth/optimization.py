@@ -28,7 +28,7 @@ from dreambooth import (
     starting,
 )
 from dreambooth.ahead import mapped
-from dreambooth.averaging import Average
+from dreambooth.averaging import Average, Profiles
 from dreambooth.batches import Item, Plan
 from dreambooth.cache import Memo, Row, Shelf, encode_photo, encode_prompt, read_view
 from dreambooth.errors import UserError
@@ -50,8 +50,9 @@ def optimise(job: Job, class_images: Sequence[Sequence[Photo]], watch: Watch | N
     """
     state, weights = prepare(job, class_images)
     average = Average(weights, job.recipe.ema) if job.recipe.ema else None
+    profiles = Profiles(weights) if job.recipe.ema_profiles else None
     with job.timed("training"):
-        _run_loop(job, state, _Trained(weights, state.optimizer, average, watch))
+        _run_loop(job, state, _Trained(weights, state.optimizer, average, profiles, watch))
 
 
 def prepare(job: Job, class_images: Sequence[Sequence[Photo]]) -> tuple[loop.Loop, dict[str, Tensor]]:
@@ -164,18 +165,21 @@ class _Trained:
         weights: By name.
         optimizer: Theirs.
         average: Of the weights, where the recipe asks for one.
+        profiles: What other averages are made of, where the recipe keeps it.
         watch: Looks at the run, in the main process of one that selects.
     """
 
     weights: dict[str, Tensor]
     optimizer: torch.optim.Optimizer
     average: Average | None
+    profiles: Profiles | None
     watch: Watch | None
 
     @property
     def kept(self) -> dict[str, Tensor]:
         """What a checkpoint holds."""
-        return {**self.weights, **(self.average.tensors if self.average else {})}
+        averages = [each.tensors for each in (self.average, self.profiles) if each]
+        return {**self.weights, **{name: tensor for tensors in averages for name, tensor in tensors.items()}}
 
     @contextmanager
     def as_shipped(self) -> Iterator[None]:
@@ -203,8 +207,7 @@ def _run_loop(job: Job, state: loop.Loop, trained: _Trained) -> None:
     with checkpoint.Writer(run.checkpoints, recipe.keep, behind) as writer, interruption.noted() as asked:
         for entry in [] if is_over else loop.steps(state, start):
             pending.append(entry)
-            if trained.average:
-                trained.average.update(entry.step)
+            _take_in(job, trained, entry.step)
             looking, due, reading = _duties(recipe, entry.step)
             stop = _stop(job, asked, reading)
             if stop or reading:
@@ -230,6 +233,18 @@ def _duties(recipe: Recipe, step: int) -> tuple[bool, bool, bool]:
     looking = recipe.select and looks.is_due(recipe, step)
     due = step == recipe.steps or step % recipe.save_every == 0
     return looking, due, looking or due or step % recipe.log_every == 0
+
+
+def _take_in(job: Job, trained: _Trained, step: int) -> None:
+    """Take the weights after a step into the averages; eight times in a run write down what others are made of."""
+    if trained.average:
+        trained.average.update(step)
+    if trained.profiles:
+        trained.profiles.update(step)
+        last = job.recipe.steps
+        assert last is not None
+        if job.is_main and (step == last or step % max(1, last // 8) == 0):
+            trained.profiles.save(job.run.profiles, step)
 
 
 def _resume(job: Job, trained: _Trained) -> tuple[int, bool]:

@@ -36,6 +36,7 @@ LATER = (
     "aspect",
     "more_resolutions",
     "step_in_backward",
+    "ema_profiles",
 )
 """Settings that came after the first runs were made."""
 
@@ -143,6 +144,9 @@ class Settings(BaseModel):
     beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
     beta2: float = Field(0.999, ge=0, lt=1, description="Decay of the second moment.")
     ema: float | None = Field(None, gt=0, lt=1, description="Ship an average of the weights with this decay a step.")
+    ema_profiles: bool = Field(
+        False, description="Keep what an average of any width can be made of afterwards, by `dreambooth average`."
+    )
     select: bool = Field(
         False, description="Look at pictures while training; ship the best, stop when none gets better."
     )

@@ -61,6 +61,11 @@ class Run:
         return self.path / "checkpoints"
 
     @property
+    def profiles(self) -> Path:
+        """Folder of what averages of the weights are made of."""
+        return self.path / "profiles"
+
+    @property
     def samples(self) -> Path:
         """Folder of the run's own pictures."""
         return self.path / "samples"

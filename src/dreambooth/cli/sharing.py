@@ -1,4 +1,4 @@
-"""Commands that hand a run on: export."""
+"""Commands that make something else of a run: export, average."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from dreambooth.cli.shared import Json, app, print_json
+from dreambooth.cli.shared import Json, LogFormat, app, print_json, reporting
 
 
 @app.command
@@ -39,3 +39,24 @@ def export(
     print(f"proof    {made['proof']}")
     if address:
         print(f"uploaded {address}")
+
+
+@app.command
+def average(
+    run: Annotated[Path, Parameter(help="Finished run that was trained with --ema-profiles.")],
+    /,
+    *,
+    width: Annotated[float, Parameter(help="Share of the steps that it is spread over, 0.02 to 0.28.")] = 0.1,
+    out: Annotated[Path | None, Parameter(help="Folder of the new run. Default: beside the run.")] = None,
+    log_format: LogFormat = "text",
+    json: Json = False,
+) -> None:
+    """Make a run that ships an average of another one's weights, chosen after training; then `evaluate` both."""
+    from dreambooth.post_hoc import average as make
+
+    with reporting(log_format) as reporter:
+        made = make(run, width, out, reporter)
+    if json:
+        print_json({"run": str(made.path), **made.info["average"]})
+    else:
+        print(made.path)
