@@ -38,11 +38,11 @@ SETTINGS = (
     "--cache --compile --crops --cuda-graphs --dco-beta --ema --ema-profiles --flip --gradient-checkpointing "
     "--guidance --inference-steps --keep --l2-to-base --label --learning-rate --log-every --low-resolution-noise "
     "--max-grad-norm --memory --method --min-rank --min-snr --model --more-resolutions --no-cache --no-compile "
-    "--no-cuda-graphs --no-ema-profiles --no-flip --no-gradient-checkpointing --no-select --no-step-in-backward "
-    "--no-train-text-encoder --optimizer --precision --prior-count --prior-guidance --prior-images --prior-loss "
-    "--prior-steps --prior-weight --rank --resolution --revision --sampler --samples --save-every --scenes --schedule "
-    "--seed --select --start --step-in-backward --steps --targets --text-encoder-learning-rate --train-text-encoder "
-    "--warmup --weight-decay"
+    "--no-cuda-graphs --no-ema-profiles --no-flip --no-gradient-checkpointing --no-offload-blocks --no-select "
+    "--no-step-in-backward --no-train-text-encoder --offload-blocks --optimizer --precision --prior-count "
+    "--prior-guidance --prior-images --prior-loss --prior-steps --prior-weight --rank --resolution --revision "
+    "--sampler --samples --save-every --scenes --schedule --seed --select --start --step-in-backward --steps "
+    "--targets --text-encoder-learning-rate --train-text-encoder --warmup --weight-decay"
 )
 """The flags of a recipe."""
 

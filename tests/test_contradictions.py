@@ -27,6 +27,11 @@ def filled(model: Path, **values: Any) -> Recipe:
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({**FULL, "rank": 4}, "--rank is a setting of a LoRA"),
     ({"ema_profiles": True, "ema": 0.9}, "--ema-profiles averages what is averaged already: leave it out, or --ema"),
+    ({**FULL, "offload_blocks": True}, "--offload-blocks moves frozen weights about, which --method full does not"),
+    (
+        {"offload_blocks": True, "compile": True},
+        "--offload-blocks moves frozen weights about, which --compile does not",
+    ),
     ({"step_in_backward": True}, "--step-in-backward spares a whole model's gradients: use --method full"),
     ({**FULL, "step_in_backward": True, "optimizer": "prodigy"}, "--step-in-backward does not go with --optimizer pro"),
     ({**FULL, "step_in_backward": True, "accumulation": 2}, "--step-in-backward takes its steps in one pass"),

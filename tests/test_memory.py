@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import nn
 
-from dreambooth import environment, families, fitting, loop, memory, quantise
+from dreambooth import environment, families, fitting, loop, memory, quantise, swapping
 from dreambooth.buckets import Size
 from dreambooth.errors import UserError
 from dreambooth.models import resolve
@@ -133,29 +134,31 @@ def costs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
         return int((1 + images * each) * fitting.GIB / fitting.MARGIN)
 
     monkeypatch.setattr(memory, "step_bytes", step_bytes)
+    monkeypatch.setattr(swapping, "saved", lambda denoiser: int(0.5 * fitting.GIB / fitting.MARGIN))
     return asked
 
 
 def fitted(**values: Any) -> fitting.Fit:
     recipe = recipe_for(Path("model"), batch_size=2, **values)
-    return fitting.fit(None, None, recipe, CPU, 1)  # type: ignore[arg-type]
+    return fitting.fit(Mock(), Mock(), recipe, CPU, 1)
 
 
 @pytest.mark.parametrize(
-    ("room", "accumulation", "checkpointing", "reason"),
+    ("room", "way", "reason"),
     [
-        (5.0, 1, False, "a step takes about 5.0 GiB; 5.0 are there"),
-        (4.0, 2, False, "a step takes about 3.0 GiB instead of 5.0; 4.0 are there"),
-        (2.0, 4, False, "a step takes about 2.0 GiB instead of 5.0; 2.0 are there"),
-        (1.9, 4, True, "a step takes about 1.5 GiB instead of 5.0; 1.9 are there"),
+        (5.0, (1, False, False), "a step takes about 5.0 GiB; 5.0 are there"),
+        (4.0, (2, False, False), "a step takes about 3.0 GiB instead of 5.0; 4.0 are there"),
+        (2.0, (4, False, False), "a step takes about 2.0 GiB instead of 5.0; 2.0 are there"),
+        (1.9, (4, True, False), "a step takes about 1.5 GiB instead of 5.0; 1.9 are there"),
+        (1.4, (4, True, True), "a step takes about 1.0 GiB instead of 5.0; 1.4 are there"),
     ],
 )
 def test_the_fastest_way_that_fits_is_taken(
-    room: float, accumulation: int, checkpointing: bool, reason: str, costs: list[tuple[int, bool]]
+    room: float, way: tuple[int, bool, bool], reason: str, costs: list[tuple[int, bool]]
 ) -> None:
     found = fitted(memory=room)
-    assert (found.recipe.accumulation, found.recipe.gradient_checkpointing) == (accumulation, checkpointing)
-    assert found.reasons == {"accumulation": reason, "gradient_checkpointing": reason}
+    assert tuple(getattr(found.recipe, name) for name in fitting.OPEN) == way
+    assert found.reasons == dict.fromkeys(fitting.OPEN, reason)
     assert costs[0] == (4, False)
 
 
@@ -164,6 +167,14 @@ def test_what_the_user_chose_is_kept(costs: list[tuple[int, bool]]) -> None:
     assert (found.recipe.accumulation, found.recipe.gradient_checkpointing) == (1, True)
     assert "accumulation" not in found.reasons
     assert costs == [(4, False), (4, True)]
+
+
+def test_blocks_are_offloaded_where_the_user_says_so(costs: list[tuple[int, bool]]) -> None:
+    found = fitted(memory=9.0, offload_blocks=True)
+    assert tuple(getattr(found.recipe, name) for name in fitting.OPEN) == (1, True, True)
+    assert "offload_blocks" not in found.reasons
+    assert fitted(offload_blocks=True).recipe.gradient_checkpointing is True
+    assert fitted(memory=1.9, offload_blocks=False).recipe.offload_blocks is False
 
 
 def test_without_a_limit_nobody_asks(costs: list[tuple[int, bool]]) -> None:
@@ -182,15 +193,15 @@ def test_without_a_limit_nobody_asks(costs: list[tuple[int, bool]]) -> None:
     ],
 )
 def test_what_fits_in_no_way_is_refused(values: dict[str, Any], mend: str, costs: list[tuple[int, bool]]) -> None:
-    said = "a step takes about 1.5 GiB however it is split, and 1.0 are there: "
+    said = r"a step takes about 1.\d GiB however it is split, and 0.9 are there: "
     with pytest.raises(UserError, match=f"{said}give {mend}, or --allow memory"):
-        fitted(memory=1.0, **values)
-    assert fitted(memory=1.0, allow=("memory",), **values).recipe.accumulation == 1
+        fitted(memory=0.9, **values)
+    assert fitted(memory=0.9, allow=("memory",), **values).recipe.accumulation == 1
 
 
 def test_steps_in_the_backward_pass_are_not_split(costs: list[tuple[int, bool]]) -> None:
-    with pytest.raises(UserError, match=r"however it is split, and 1\.0 are there: give --method lora, or --allow"):
-        fitted(memory=1.0, method="full", step_in_backward=True)
+    with pytest.raises(UserError, match=r"however it is split, and 0\.9 are there: give --method lora, or --allow"):
+        fitted(memory=0.9, method="full", step_in_backward=True)
     assert costs == [(4, False), (4, True)]
 
 

@@ -28,18 +28,28 @@ def test_the_weights_are_counted_once_each(tiny_sd: Path) -> None:
     assert placing.weights(half) < 0.6 * placing.weights(full)
 
 
-@pytest.mark.parametrize("room", [None, 0])
-def test_where_it_does_not_fit_it_goes_part_by_part(room: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+LARGE = 4 * 4 + 4 * 4 * 4
+"""Bytes of the larger part below."""
+
+
+@pytest.mark.parametrize(
+    ("room", "way"),
+    [
+        (None, "to"),
+        (placing.RESERVE + LARGE, "enable_model_cpu_offload"),
+        (placing.RESERVE + LARGE - 1, "enable_sequential_cpu_offload"),
+    ],
+)
+def test_where_it_does_not_fit_it_goes_part_by_part(
+    room: int | None, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(placing, "free", lambda device: room)
-    pipe = Mock(components={"unet": torch.nn.Linear(2, 2)})
+    pipe = Mock(components={"unet": torch.nn.Linear(4, 4), "vae": torch.nn.Linear(2, 2), "scheduler": "none"})
     pipe.to.return_value = pipe
     assert placing.place(pipe, CPU) is pipe
-    if room is None:
-        pipe.to.assert_called_once_with(CPU)
-        pipe.enable_model_cpu_offload.assert_not_called()
-    else:
-        pipe.enable_model_cpu_offload.assert_called_once_with(device=CPU)
-        pipe.to.assert_not_called()
+    ways = ("to", "enable_model_cpu_offload", "enable_sequential_cpu_offload")
+    called = [name for name in ways if getattr(pipe, name).called]
+    assert called == [way]
 
 
 def test_only_what_was_placed_part_by_part_is_gathered() -> None:

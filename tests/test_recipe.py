@@ -62,7 +62,7 @@ COUNTED = {
     "seed": 1,
 }
 OFF = ("min_rank", "dco_beta", "l2_to_base", "low_resolution_noise")
-BY_MEMORY = ("memory", "accumulation", "gradient_checkpointing")
+BY_MEMORY = ("memory", "accumulation", "gradient_checkpointing", "offload_blocks")
 ASIDE = {
     "model": "elsewhere",
     "revision": "main",
@@ -72,6 +72,7 @@ ASIDE = {
     "start": "elsewhere",
     "gradient_checkpointing": True,
     "cuda_graphs": True,
+    "offload_blocks": True,
     "compile": True,
     "memory": 8.0,
     "cache": False,

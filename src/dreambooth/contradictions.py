@@ -69,6 +69,12 @@ def _of_steps(recipe: Recipe) -> Iterator[tuple[bool, str]]:
     twice = "--ema-profiles averages what is averaged already: leave it out, or"
     yield recipe.ema_profiles and recipe.ema is not None, f"{twice} --ema"
     yield recipe.ema_profiles and recipe.optimizer == "schedule-free", f"{twice} --optimizer schedule-free"
+    others = {"--method full": recipe.method == "full", f"--base {recipe.base}": recipe.base is not None}
+    others |= {"--compile": recipe.compile, "--cuda-graphs": recipe.cuda_graphs}
+    others |= {"--no-gradient-checkpointing": recipe.gradient_checkpointing is False}
+    for flag, holds in others.items():
+        moves = f"--offload-blocks moves frozen weights about, which {flag} does not allow: leave one of them out"
+        yield bool(recipe.offload_blocks) and holds, moves
     inward = recipe.step_in_backward
     yield inward and recipe.method != "full", "--step-in-backward spares a whole model's gradients: use --method full"
     name, able = recipe.optimizer, " or ".join(InBackward.ABLE)

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import torch
 from diffusers import DiffusionPipeline
 
-from dreambooth import buckets, memory, placing
+from dreambooth import buckets, memory, placing, swapping
 from dreambooth.errors import UserError
 from dreambooth.families import Family
 from dreambooth.recipe import Recipe
 
 GIB = 2**30
+OPEN = ("accumulation", "gradient_checkpointing", "offload_blocks")
+"""What is chosen here where the user left it open."""
 MARGIN = 1.1
 """What kernels and the allocator take beside the tensors, as a factor of these (docs/memory.md)."""
 
@@ -34,12 +36,12 @@ class Fit:
 
 
 def fit(pipe: DiffusionPipeline, family: Family, recipe: Recipe, device: torch.device, processes: int) -> Fit:
-    """Choose accumulation and gradient checkpointing where the user left them open.
+    """Choose what is `OPEN` where the user left it so.
 
     Args:
         pipe: The pipeline, loaded; nothing is computed with it.
         family: Its family.
-        recipe: A recipe that is resolved but for these two.
+        recipe: A recipe that is resolved but for this.
         device: Where it is trained.
         processes: Over how many a step is spread.
 
@@ -49,7 +51,9 @@ def fit(pipe: DiffusionPipeline, family: Family, recipe: Recipe, device: torch.d
     room = _room(recipe, device)
     images = -(-recipe.batch_size * (2 if recipe.prior_weight else 1) // processes)
     if room is None:
-        return Fit(_with(recipe, recipe.accumulation or 1, bool(recipe.gradient_checkpointing)), {})
+        offloads = bool(recipe.offload_blocks)
+        recomputes = offloads or bool(recipe.gradient_checkpointing)
+        return Fit(_with(recipe, recipe.accumulation or 1, recomputes, offloads), {})
     tried: list[int] = []
     for way in _ways(recipe, images):
         assert way.accumulation is not None
@@ -66,6 +70,8 @@ def fit(pipe: DiffusionPipeline, family: Family, recipe: Recipe, device: torch.d
 def _step_bytes(pipe: DiffusionPipeline, family: Family, way: Recipe, images: int, device: torch.device) -> int:
     """Return what the largest pass takes, of so many images at most: class images are at the first resolution alone."""
     needed = memory.step_bytes(pipe, family, way, images, device)
+    if way.offload_blocks:
+        needed -= swapping.saved(family.denoiser(pipe))
     largest = max(buckets.resolutions(way))
     if largest == way.resolution:
         return needed
@@ -84,18 +90,24 @@ def _ways(recipe: Recipe, images: int) -> Iterator[Recipe]:
     splits = [1 << power for power in range(most.bit_length())]
     for checkpointing in [False, True] if recipe.gradient_checkpointing is None else [recipe.gradient_checkpointing]:
         for accumulation in splits if recipe.accumulation is None else [recipe.accumulation]:
-            yield _with(recipe, accumulation, checkpointing)
+            if not recipe.offload_blocks:
+                yield _with(recipe, accumulation, checkpointing, False)
+    may = recipe.has_adapter and not (recipe.base or recipe.compile or recipe.cuda_graphs)
+    if recipe.offload_blocks or (may and recipe.offload_blocks is None and recipe.gradient_checkpointing is not False):
+        for accumulation in splits if recipe.accumulation is None else [recipe.accumulation]:
+            yield _with(recipe, accumulation, True, True)
 
 
-def _with(recipe: Recipe, accumulation: int, checkpointing: bool) -> Recipe:
-    return recipe.model_copy(update={"accumulation": accumulation, "gradient_checkpointing": checkpointing})
+def _with(recipe: Recipe, accumulation: int, checkpointing: bool, offloads: bool) -> Recipe:
+    how = {"accumulation": accumulation, "gradient_checkpointing": checkpointing, "offload_blocks": offloads}
+    return recipe.model_copy(update=how)
 
 
 def _reasons(recipe: Recipe, way: Recipe, tried: list[int], room: int) -> dict[str, str]:
     first, last = (f"{needed / GIB:.1f}" for needed in (tried[0], tried[-1]))
     saved = "" if len(tried) == 1 else f" instead of {first}"
     reason = f"a step takes about {last} GiB{saved}; {room / GIB:.1f} are there"
-    return {name: reason for name in ("accumulation", "gradient_checkpointing") if getattr(recipe, name) is None}
+    return {name: reason for name in OPEN if getattr(recipe, name) is None}
 
 
 def _too_much(recipe: Recipe, needed: int, room: int) -> str:

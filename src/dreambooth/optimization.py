@@ -26,6 +26,7 @@ from dreambooth import (
     placing,
     prompts,
     starting,
+    swapping,
 )
 from dreambooth.ahead import mapped
 from dreambooth.averaging import Average, Profiles
@@ -80,7 +81,10 @@ def prepare(job: Job, class_images: Sequence[Sequence[Photo]]) -> tuple[loop.Loo
     trainee = loop.Trainee(job.pipe, job.family, components, texts, predict, autocast=recipe.precision != "fp32")
     optimizer = optimizers.build(groups, recipe)
     weights: dict[str, Tensor] = {f"{g.component}.{name}": w for g in groups for name, w in g.parameters.items()}
-    prepared, prepared_optimizer = job.accelerator.prepare(trainee, optimizer)
+    if recipe.offload_blocks:
+        swapping.Swap(job.family.denoiser(job.pipe), job.accelerator.device)
+    placed = [not recipe.offload_blocks, True]  # its blocks lie where they should
+    prepared, prepared_optimizer = job.accelerator.prepare(trainee, optimizer, device_placement=placed)
     assert recipe.prior_weight is not None, "presets.fill leaves no weight open"
     plan = Plan(recipe.seed, subject_items, prior_items, recipe.batch_size, recipe.prior_weight)
     process = job.family.process(job.pipe)

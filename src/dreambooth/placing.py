@@ -13,24 +13,39 @@ RESERVE = 2 * 2**30
 
 
 def place(pipe: DiffusionPipeline, device: torch.device) -> DiffusionPipeline:
-    """Put a pipeline on its device, whole or, where that is too small, part by part as each is used; return it."""
-    if fits(weights(pipe), free(device)):
+    """Put a pipeline on its device, whole or, where that is too small, part by part as each is used; return it.
+
+    Where the device does not even hold the largest part, that goes there layer by layer.
+    """
+    room = free(device)
+    if fits(weights(pipe), room):
         return pipe.to(device)
-    pipe.enable_model_cpu_offload(device=device)
+    if fits(max(_size(part) for part in parts(pipe)), room):
+        pipe.enable_model_cpu_offload(device=device)
+    else:
+        pipe.enable_sequential_cpu_offload(device=device)
     return pipe
 
 
 def gather(pipe: DiffusionPipeline) -> None:
     """Undo the offloading of a pipeline that was placed part by part: all of it lies in host memory again."""
-    if any(hasattr(part, "_hf_hook") for part in pipe.components.values()):
+    if any(hasattr(module, "_hf_hook") for part in parts(pipe) for module in part.modules()):
         pipe.remove_all_hooks()
         pipe.to("cpu")
 
 
 def weights(pipe: DiffusionPipeline) -> int:
     """Return the bytes of a pipeline's weights."""
-    parts = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
-    return sum(weight.nbytes for part in parts for weight in chain(part.parameters(), part.buffers()))
+    return sum(map(_size, parts(pipe)))
+
+
+def parts(pipe: DiffusionPipeline) -> list[nn.Module]:
+    """Return a pipeline's networks."""
+    return [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+
+
+def _size(part: nn.Module) -> int:
+    return sum(weight.nbytes for weight in chain(part.parameters(), part.buffers()))
 
 
 def fits(size: int, room: int | None) -> bool:

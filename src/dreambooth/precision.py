@@ -38,5 +38,6 @@ def inputs_as_they_are(layers: Sequence[LoraLayer]) -> Iterator[None]:
 def send(tensor: Tensor, device: torch.device) -> Tensor:
     """Return a tensor on a device; to a GPU it travels while the host goes on."""
     if device.type == "cuda" and tensor.device.type == "cpu" and type(tensor) is Tensor:  # none without numbers
-        return tensor.pin_memory().to(device, non_blocking=True)
+        pinned = tensor if tensor.is_pinned() else tensor.pin_memory()
+        return pinned.to(device, non_blocking=True)
     return tensor.to(device)

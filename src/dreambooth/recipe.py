@@ -165,6 +165,10 @@ class Settings(BaseModel):
     gradient_checkpointing: Annotated[
         bool | None, _aside("Recompute activations in the backward pass: less memory. Default: where it must be.")
     ] = None
+    offload_blocks: Annotated[
+        bool | None,
+        _aside("Keep a LoRA's frozen blocks in host memory until they are used. Default: where it must be."),
+    ] = None
     compile: Annotated[
         bool,
         _aside("Compile the denoiser's blocks: a minute at the start for faster steps on a GPU; no gain on a CPU."),
