@@ -21,7 +21,7 @@ from tests.test_loop import recipe_for
 from tests.test_training import losses
 
 CUDA = torch.device("cuda")
-GRAPHED = ("sd", "sd-v", "sdxl", "sd3", "sd35", "flux", "deepfloyd", "sana", "chroma", "flux2")
+GRAPHED = ("sd", "sd-v", "sdxl", "sd3", "sd35", "flux", "deepfloyd", "sana", "flux2", "flux2-klein")
 
 
 class StableDiffusionPipeline:
@@ -95,7 +95,7 @@ def test_without_casts_a_lora_gives_the_same_numbers(tiny_sd: Path) -> None:
     texts = Memo(lambda text: encode_prompt(pipe, family, text))
     predicted, gradients = [], []
     for uncast in (False, True):
-        trainee = loop.Trainee(pipe, family, {"unet": pipe.unet}, texts, autocast=uncast)
+        trainee = loop.Trainee(pipe, family, {"unet": pipe.unet}, texts, uncast=uncast)
         assert bool(trainee._lora) == uncast
         noisy_BCHW = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
         with torch.autocast("cpu", torch.bfloat16):

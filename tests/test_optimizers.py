@@ -68,9 +68,12 @@ def test_a_checkpoint_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
     assert second.steps(7) == expected[5:]
 
 
-def test_a_state_is_written_as_it_was_when_it_was_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["adamw", "adamw-8bit"])
+def test_a_state_is_written_as_it_was_when_it_was_taken(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """However long the disk takes: the training has gone on meanwhile."""
-    fit, write, may_write = make("adamw"), checkpoint._write, threading.Event()
+    fit, write, may_write = make(name), checkpoint._write, threading.Event()
 
     def slow(*given: Any) -> Path:
         assert may_write.wait(10)
@@ -83,7 +86,7 @@ def test_a_state_is_written_as_it_was_when_it_was_taken(tmp_path: Path, monkeypa
         expected = fit.steps(4)
         assert not checkpoint.states(tmp_path)
         may_write.set()
-    again = make("adamw")
+    again = make(name)
     assert checkpoint.resume(tmp_path, again.weights, again.optimizer, pytest.fail) == 3
     assert again.steps(4) == expected
 
@@ -120,6 +123,17 @@ def test_steps_in_the_backward_pass_are_the_same_steps(name: str) -> None:
         found.append(loss.item())
     assert found == pytest.approx(expected, rel=1e-6)
     assert [group["params"] for group in inward.optimizer.param_groups] == [list(inward.weights.values())]
+
+
+def test_steps_in_the_backward_pass_keep_to_the_schedule_when_they_go_on(tmp_path: Path) -> None:
+    fit = make("adamw")
+    optimizers.InBackward(fit.optimizer, 1e9)
+    checkpoint.save(tmp_path, 1, fit.weights, fit.optimizer, keep=1)
+    checkpoint.resume(tmp_path, fit.weights, fit.optimizer, pytest.fail)
+    fit.optimizer.param_groups[0]["lr"] = 0.0
+    before = fit.weights["one"].detach().clone()
+    (fit.weights["one"] @ fit.weights["two"].T - fit.target).square().mean().backward()
+    assert torch.equal(fit.weights["one"], before)
 
 
 def test_a_step_in_the_backward_pass_clips_each_gradient_alone() -> None:

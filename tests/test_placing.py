@@ -24,8 +24,11 @@ def test_the_weights_are_counted_once_each(tiny_sd: Path) -> None:
     family = families.get(source.family)
     full, half = (family.load(source, dtype) for dtype in (torch.float32, torch.bfloat16))
     files = sum(file.stat().st_size for file in tiny_sd.rglob("*.safetensors"))
-    assert placing.weights(full) == pytest.approx(files, rel=0.05)
-    assert placing.weights(half) < 0.6 * placing.weights(full)
+    gpu = torch.device("cuda")
+    whole, less = (sum(placing._size(part, gpu) for part in placing.parts(pipe)) for pipe in (full, half))
+    assert whole == pytest.approx(files, rel=0.05)
+    assert less < 0.6 * whole
+    assert placing._size(full.unet, CPU) == 0  # it is there already
 
 
 LARGE = 4 * 4 + 4 * 4 * 4
@@ -44,6 +47,7 @@ def test_where_it_does_not_fit_it_goes_part_by_part(
     room: int | None, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(placing, "free", lambda device: room)
+    monkeypatch.setattr(placing, "_size", lambda part, device: 4 * sum(map(torch.numel, part.parameters())))
     pipe = Mock(components={"unet": torch.nn.Linear(4, 4), "vae": torch.nn.Linear(2, 2), "scheduler": "none"})
     pipe.to.return_value = pipe
     assert placing.place(pipe, CPU) is pipe
@@ -55,9 +59,9 @@ def test_where_it_does_not_fit_it_goes_part_by_part(
 def test_only_what_was_placed_part_by_part_is_gathered() -> None:
     part = torch.nn.Linear(2, 2)
     pipe = Mock(components={"unet": part})
-    placing.gather(pipe)
+    assert not placing.gather(pipe)
     pipe.remove_all_hooks.assert_not_called()
     part._hf_hook = "a hook"
-    placing.gather(pipe)
+    assert placing.gather(pipe)
     pipe.remove_all_hooks.assert_called_once_with()
     pipe.to.assert_called_once_with("cpu")

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from dreambooth.errors import RunError
 from dreambooth.files import atomic_folder, remove_folder, write_json
@@ -118,10 +119,7 @@ class _State:
 
     def copied(self) -> _State:
         """Return the same state in host memory of its own."""
-        optimizer = {
-            index: {name: _copied(value) if isinstance(value, Tensor) else value for name, value in entries.items()}
-            for index, entries in self.optimizer.items()
-        }
+        optimizer = tree_map_only(Tensor, _copied, self.optimizer)  # 8-bit optimisers nest theirs
         weights = {name: _copied(weight) for name, weight in self.weights.items()}
         return replace(self, weights=weights, optimizer=optimizer)
 

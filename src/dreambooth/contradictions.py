@@ -70,7 +70,7 @@ def _of_steps(recipe: Recipe) -> Iterator[tuple[bool, str]]:
     yield recipe.ema_profiles and recipe.ema is not None, f"{twice} --ema"
     yield recipe.ema_profiles and recipe.optimizer == "schedule-free", f"{twice} --optimizer schedule-free"
     others = {"--method full": recipe.method == "full", f"--base {recipe.base}": recipe.base is not None}
-    others |= {"--compile": recipe.compile, "--cuda-graphs": recipe.cuda_graphs}
+    others |= {"--compile": recipe.compile, "--cuda-graphs": recipe.cuda_graphs, "--select": recipe.select}
     others |= {"--no-gradient-checkpointing": recipe.gradient_checkpointing is False}
     for flag, holds in others.items():
         moves = f"--offload-blocks moves frozen weights about, which {flag} does not allow: leave one of them out"

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol, Self
 
 import torch
 from diffusers import DDPMScheduler
@@ -20,6 +20,9 @@ from dreambooth.errors import UserError
 
 class Process(Protocol):
     """A diffusion process. Times `t_B` are in the process's own unit: steps for `Ddpm`, sigma for `Flow`."""
+
+    def on(self, device: torch.device) -> Self:
+        """Return the process with what it holds on a device."""
 
     def sample_t(self, u_B: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Map uniform draws in [0, 1) to times of the training distribution.
@@ -67,6 +70,10 @@ class Ddpm:
         if kind not in kinds:
             raise UserError(f"the model has prediction_type {kind!r}: only {' and '.join(kinds)} can be trained")
         return cls(DDPMScheduler.from_config(config).alphas_cumprod, kinds[kind])
+
+    def on(self, device: torch.device) -> Self:
+        """Return the process with its schedule on a device."""
+        return replace(self, alphas_cumprod_T=self.alphas_cumprod_T.to(device))
 
     def sample_t(self, u_B: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Map uniform draws in [0, 1) to int64 steps in [0, T), uniformly, whatever the size."""
@@ -158,6 +165,10 @@ class Flow:
             return cls(config["shift"], draws)
         tokens = (config["base_image_seq_len"], config["max_image_seq_len"])
         return cls(SizedShift(tokens, (config["base_shift"], config["max_shift"]), patch), draws)
+
+    def on(self, device: torch.device) -> Self:
+        """Return the process itself, which holds no tensors."""
+        return self
 
     def sample_t(self, u_B: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Map uniform draws in [0, 1) to shifted sigmas in (0, 1]."""

@@ -92,7 +92,7 @@ def _ways(recipe: Recipe, images: int) -> Iterator[Recipe]:
         for accumulation in splits if recipe.accumulation is None else [recipe.accumulation]:
             if not recipe.offload_blocks:
                 yield _with(recipe, accumulation, checkpointing, False)
-    may = recipe.has_adapter and not (recipe.base or recipe.compile or recipe.cuda_graphs)
+    may = recipe.has_adapter and not (recipe.base or recipe.compile or recipe.cuda_graphs or recipe.select)
     if recipe.offload_blocks or (may and recipe.offload_blocks is None and recipe.gradient_checkpointing is not False):
         for accumulation in splits if recipe.accumulation is None else [recipe.accumulation]:
             yield _with(recipe, accumulation, True, True)

@@ -16,9 +16,9 @@ from dreambooth.recipe import Recipe
 
 PIPELINES = (
     *("StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline"),
-    *("IFPipeline", "IFSuperResolutionPipeline", "SanaPipeline", "ChromaPipeline", "Flux2Pipeline"),
+    *("IFPipeline", "IFSuperResolutionPipeline", "SanaPipeline", "Flux2Pipeline", "Flux2KleinPipeline"),
 )
-"""Models whose passes can be captured: nowhere do they wait for a number from the GPU (tests/test_graphs.py)."""
+"""Models whose passes can be captured: nothing in them comes from the host or waits for it (tests/test_graphs.py)."""
 MOST = 4
 """Shapes that get a graph; passes of further ones are launched as usual."""
 

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dreambooth import families, generation, identifiers, models, prompts
+from dreambooth import environment, families, generation, identifiers, models, placing, prompts
 from dreambooth.errors import UserError
 from dreambooth.progress import Reporter, Silent
 from dreambooth.samples import image_generator
@@ -110,15 +110,18 @@ def search(
     reporter = reporter or Silent()
     _check(letters, tokens)
     target = generation.find(model or models.choose_for_device()[0])
-    pipe = generation.load(target)
+    pipe, device = generation.load(target), environment.processes().device
+    scattered = placing.gather(pipe)  # its text encoders are called by themselves
     words, notes = _candidates(pipe, class_noun, letters, tokens)
     reporter.say(f"{len(words)} candidates, read in {len(_templates(class_noun))} prompts each")
     measured = conditioning(readers(pipe), words, class_noun)
     if not fast:
         best = [word for word in rank(measured) if word not in notes]
         pool = [*best[:POOL], *notes]
+        if scattered:
+            placing.place(pipe, device)
         card = target.source.card
-        features = load_features(encoder or (card.clip_encoder if card else models.CLIP_ENCODER), pipe.device.type)
+        features = load_features(encoder or (card.clip_encoder if card else models.CLIP_ENCODER), device.type)
         measured = in_pictures(pipe, pool, class_noun, target.defaults, features, reporter)
     tokenizer, _ = readers(pipe)[0]
     found = [

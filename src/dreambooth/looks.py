@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dreambooth import prompts, samples, select
+from dreambooth import methods, placing, prompts, samples, select
 from dreambooth.evaluation import dreambench, embeddings, encoders, metrics
 from dreambooth.evaluation.encoders import Encoder
 from dreambooth.evaluation.metrics import Rows
@@ -82,10 +82,9 @@ class Watch:
             lines = (self.folder / "looks.jsonl").read_text(encoding="utf-8").splitlines()
             self.looks = [look for look in map(Look.of, map(json.loads, lines)) if look.step <= step]
 
-    def look(self, pipe: DiffusionPipeline, step: int, weights: Mapping[str, Tensor]) -> Look:
-        """Draw and score the pictures after `step` steps; keep the weights as long as they may be chosen."""
-        began = time.monotonic()
-        made = self._score(self._draw(pipe, self.texts), step)
+    def look(self, images: Sequence[Image.Image], step: int, weights: Mapping[str, Tensor]) -> Look:
+        """Score the pictures after `step` steps; keep the weights as long as they may be chosen."""
+        made = self._score(images, step)
         self.looks = [look for look in self.looks if look.step < step] + [made]
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic(self._file(step)) as temporary:
@@ -93,7 +92,6 @@ class Watch:
         self._forget()
         with atomic(self.folder / "looks.jsonl") as temporary:
             temporary.write_text("".join(json.dumps(look.as_json()) + "\n" for look in self.looks), encoding="utf-8")
-        self.seconds += time.monotonic() - began
         return made
 
     def strength(self, pipe: DiffusionPipeline, chosen: Look) -> tuple[float, str]:
@@ -195,6 +193,7 @@ def begin(job: Job) -> Watch:
 @torch.no_grad()
 def look(job: Job, watch: Watch, step: int, weights: Mapping[str, Tensor]) -> Look:
     """Look at the model as it is: every part on the device, the trained ones as they would be shipped."""
+    began = time.monotonic()
     device, dtype = job.accelerator.device, storage_dtype(job.recipe)
     modules = {name: part for name, part in job.pipe.components.items() if isinstance(part, nn.Module)}
     training = [part for part in modules.values() if part.training]
@@ -203,18 +202,24 @@ def look(job: Job, watch: Watch, step: int, weights: Mapping[str, Tensor]) -> Lo
         if name == "vae":
             part.to(dtype)
     with job.accelerator.autocast():
-        made = watch.look(job.pipe, step, weights)
+        images = watch._draw(job.pipe, watch.texts)
+    made = watch.look(images, step, weights)
     for part in training:
         part.train()
     park(job)
+    watch.seconds += time.monotonic() - began
     return made
 
 
 def park(job: Job) -> None:
-    """Take the parts that only draw off the accelerator."""
-    trained = {id(job.family.denoiser(job.pipe)), *map(id, job.family.text_encoders(job.pipe).values())}
-    for part in job.pipe.components.values():
-        if isinstance(part, nn.Module) and id(part) not in trained:
+    """Take the parts that only draw off the accelerator, where anything is: without caches every step needs them."""
+    if not job.recipe.cache:
+        return
+    used = [job.family.denoiser(job.pipe)]
+    if methods.trains_text_encoders(job.recipe):
+        used += [job.pipe.components[name] for name in placing.text_encoders(job.pipe)]
+    for part in placing.parts(job.pipe):
+        if not any(part is each for each in used):
             part.to("cpu")
 
 

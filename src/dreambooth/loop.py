@@ -37,7 +37,7 @@ class Trainee(nn.Module):
         components: The trained components.
         conditioning: Encoded prompts, where no text encoder is trained.
         predict: The family's, or what does the same faster.
-        autocast: Whether it computes in less than float32.
+        uncast: Whether a LoRA's inputs stay in the dtype that they have, under autocast.
     """
 
     def __init__(
@@ -47,10 +47,10 @@ class Trainee(nn.Module):
         components: dict[str, nn.Module],
         conditioning: Memo[str, dict[str, Tensor]] | None,
         predict: Predict | None = None,
-        autocast: bool = False,
+        uncast: bool = False,
     ) -> None:
         super().__init__()
-        adapted = family.denoiser(pipe).modules() if autocast else []
+        adapted = family.denoiser(pipe).modules() if uncast else []
         self._lora = [layer for layer in adapted if isinstance(layer, LoraLayer)]
         self._predict = predict or family.predict
         self.components = nn.ModuleDict(components)

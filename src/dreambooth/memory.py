@@ -32,7 +32,7 @@ from dreambooth.loop import Trainee
 from dreambooth.losses import denoising
 from dreambooth.methods import Group
 from dreambooth.optimizers import InBackward
-from dreambooth.precision import DTYPES
+from dreambooth.precision import DTYPES, as_they_are
 from dreambooth.recipe import Recipe
 
 
@@ -199,7 +199,7 @@ class _Step:
         else:
             row = _encode(pipe, family, prompt, real)
             rows = Memo(lambda _: row)
-        self._trainee = Trainee(pipe, family, components, rows, autocast=recipe.precision != "fp32")
+        self._trainee = Trainee(pipe, family, components, rows, uncast=as_they_are(recipe))
         images, _, height, width = latents
         self._latents_BCHW = torch.zeros(latents, device=device)
         self._view_B4 = torch.zeros(images, 4, device=device)

@@ -37,6 +37,7 @@ from dreambooth.job import Job
 from dreambooth.looks import Watch
 from dreambooth.photos import Photo
 from dreambooth.planning import caption, class_caption
+from dreambooth.precision import as_they_are
 from dreambooth.progress import Step
 from dreambooth.recipe import Recipe
 
@@ -62,6 +63,7 @@ def prepare(job: Job, class_images: Sequence[Sequence[Photo]]) -> tuple[loop.Loo
     Returns:
         The loop, and the trained weights by name.
     """
+    placing.gather(job.pipe)
     subject_items, prior_items = _items(job, class_images)
     groups = job.method.attach(job.pipe, job.family, job.recipe)
     starting.put(job.pipe, job.start, job.recipe.lora_scale)
@@ -78,21 +80,32 @@ def prepare(job: Job, class_images: Sequence[Sequence[Photo]]) -> tuple[loop.Loo
         denoiser: Any = job.family.denoiser(job.pipe)
         denoiser.compile_repeated_blocks()
     predict = graphs.Graphs(job.family.predict) if recipe.cuda_graphs else job.family.predict
-    trainee = loop.Trainee(job.pipe, job.family, components, texts, predict, autocast=recipe.precision != "fp32")
+    trainee = loop.Trainee(job.pipe, job.family, components, texts, predict, as_they_are(recipe))
     optimizer = optimizers.build(groups, recipe)
     weights: dict[str, Tensor] = {f"{g.component}.{name}": w for g in groups for name, w in g.parameters.items()}
     if recipe.offload_blocks:
         swapping.Swap(job.family.denoiser(job.pipe), job.accelerator.device)
     placed = [not recipe.offload_blocks, True]  # its blocks lie where they should
     prepared, prepared_optimizer = job.accelerator.prepare(trainee, optimizer, device_placement=placed)
+    _bring(job, texts is None)
     assert recipe.prior_weight is not None, "presets.fill leaves no weight open"
     plan = Plan(recipe.seed, subject_items, prior_items, recipe.batch_size, recipe.prior_weight)
-    process = job.family.process(job.pipe)
+    process = job.family.process(job.pipe).on(job.accelerator.device)
     bare, as_class = job.accelerator.unwrap_model(prepared), partial(class_caption, recipe)
     before = frozen.Frozen.of(bare, as_class) if frozen.is_needed(recipe) else None
     inward = optimizers.InBackward(optimizer, recipe.max_grad_norm) if recipe.step_in_backward else None
     given = (prepared, prepared_optimizer, job.accelerator, process, plan, latents, recipe, before, inward)
     return loop.Loop(*given), weights
+
+
+def _bring(job: Job, encodes: bool) -> None:
+    """Bring to the device what every step uses, whether it is trained or not."""
+    device = job.accelerator.device
+    if not job.recipe.offload_blocks:
+        job.family.denoiser(job.pipe).to(device)
+    if encodes:
+        for name in placing.text_encoders(job.pipe):
+            job.pipe.components[name].to(device)
 
 
 def _items(job: Job, class_images: Sequence[Sequence[Photo]]) -> tuple[list[Item], list[Item]]:
@@ -125,9 +138,8 @@ def _caches(
     texts: Memo[str, dict[str, Tensor]] | None = None
     if not methods.trains_text_encoders(recipe):
         texts = Memo(lambda prompt: encode_prompt(job.pipe, job.family, prompt), recipe.cache, Shelf())
-    encoders = [name for name in job.pipe.components if name.startswith("text_encoder")]
+    encoders = placing.text_encoders(job.pipe)
     autoencoder = [name for name in job.pipe.components if name == "vae"]  # a model on pixels has none
-    placing.gather(job.pipe)
     if not recipe.cache:
         job.pipe.to(job.accelerator.device)
         return latents, texts

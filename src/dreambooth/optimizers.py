@@ -124,14 +124,14 @@ class InBackward:
     def __init__(self, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> None:
         self._optimizer, self._max_grad_norm = optimizer, max_grad_norm
         self._norms: list[Tensor] = []
-        for group in optimizer.param_groups:
+        for index, group in enumerate(optimizer.param_groups):
             for weight in group["params"]:
-                weight.register_post_accumulate_grad_hook(partial(self._step, group))
+                weight.register_post_accumulate_grad_hook(partial(self._step, index))
 
-    def _step(self, group: dict[str, Any], weight: Tensor) -> None:
+    def _step(self, index: int, weight: Tensor) -> None:
         self._norms.append(clip_grad_norm_([weight], self._max_grad_norm))
         groups = self._optimizer.param_groups
-        self._optimizer.param_groups = [{**group, "params": [weight]}]
+        self._optimizer.param_groups = [{**groups[index], "params": [weight]}]
         self._optimizer.step()
         self._optimizer.param_groups = groups
         weight.grad = None

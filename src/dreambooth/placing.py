@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from itertools import chain
 
 import torch
@@ -18,25 +19,32 @@ def place(pipe: DiffusionPipeline, device: torch.device) -> DiffusionPipeline:
     Where the device does not even hold the largest part, that goes there layer by layer.
     """
     room = free(device)
-    if fits(weights(pipe), room):
+    waiting = [_size(part, device) for part in parts(pipe)]
+    if fits(sum(waiting), room):
         return pipe.to(device)
-    if fits(max(_size(part) for part in parts(pipe)), room):
+    if fits(max(waiting), room):
         pipe.enable_model_cpu_offload(device=device)
     else:
         pipe.enable_sequential_cpu_offload(device=device)
     return pipe
 
 
-def gather(pipe: DiffusionPipeline) -> None:
-    """Undo the offloading of a pipeline that was placed part by part: all of it lies in host memory again."""
-    if any(hasattr(module, "_hf_hook") for part in parts(pipe) for module in part.modules()):
+def gather(pipe: DiffusionPipeline) -> bool:
+    """Undo the offloading of a pipeline that was placed part by part: all of it lies in host memory again.
+
+    Returns:
+        Whether it had been placed so.
+    """
+    scattered = is_scattered(pipe)
+    if scattered:
         pipe.remove_all_hooks()
         pipe.to("cpu")
+    return scattered
 
 
-def weights(pipe: DiffusionPipeline) -> int:
-    """Return the bytes of a pipeline's weights."""
-    return sum(map(_size, parts(pipe)))
+def is_scattered(pipe: DiffusionPipeline) -> bool:
+    """Whether a pipeline was placed part by part."""
+    return any(hasattr(module, "_hf_hook") for part in parts(pipe) for module in part.modules())
 
 
 def parts(pipe: DiffusionPipeline) -> list[nn.Module]:
@@ -44,8 +52,15 @@ def parts(pipe: DiffusionPipeline) -> list[nn.Module]:
     return [part for part in pipe.components.values() if isinstance(part, nn.Module)]
 
 
-def _size(part: nn.Module) -> int:
-    return sum(weight.nbytes for weight in chain(part.parameters(), part.buffers()))
+def text_encoders(pipe: DiffusionPipeline) -> list[str]:
+    """Return the names of all text encoders, those that are never trained too."""
+    return [name for name in pipe.components if name.startswith("text_encoder")]
+
+
+def _size(part: nn.Module, device: torch.device) -> int:
+    """Return the bytes of a part's weights that are not on the device yet."""
+    held = chain(part.parameters(), part.buffers())
+    return sum(weight.nbytes for weight in held if weight.device.type != device.type)
 
 
 def fits(size: int, room: int | None) -> bool:
@@ -55,4 +70,8 @@ def fits(size: int, room: int | None) -> bool:
 
 def free(device: torch.device) -> int | None:
     """Return the free bytes of an accelerator; None for the CPU, and where nobody can tell."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+    if device.type != "cuda":
+        return None
+    gc.collect()
+    torch.cuda.empty_cache()  # else what was freed counts as used
+    return torch.cuda.mem_get_info(device)[0]

@@ -20,6 +20,14 @@ def storage_dtype(recipe: Recipe) -> torch.dtype:
     return DTYPES[recipe.precision]
 
 
+def as_they_are(recipe: Recipe) -> bool:
+    """Whether a LoRA's inputs need not be brought to float32: under autocast, in passes that are never recomputed.
+
+    Recomputed, which is after the pass, they would be brought there again; and DoRA's own arithmetic wants them so.
+    """
+    return recipe.precision != "fp32" and recipe.adapter in ("lora", "rslora") and not recipe.gradient_checkpointing
+
+
 @contextmanager
 def inputs_as_they_are(layers: Sequence[LoraLayer]) -> Iterator[None]:
     """Keep peft from bringing inputs to an adapter's float32: under autocast its products bring them back.

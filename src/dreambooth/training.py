@@ -10,6 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers import DiffusionPipeline
+from torch import nn
 
 from dreambooth import (
     environment,
@@ -32,7 +33,7 @@ from dreambooth.looks import Watch
 from dreambooth.models import choose_for_device, native_resolution, resolve
 from dreambooth.optimization import optimise
 from dreambooth.photos import Photo
-from dreambooth.placing import place
+from dreambooth.placing import is_scattered, place
 from dreambooth.planning import Plans, identify, make_plans
 from dreambooth.precision import storage_dtype
 from dreambooth.progress import Reporter, Silent
@@ -149,6 +150,8 @@ def _begin(plans: Plans, out: Path | None, reporter: Reporter) -> Job:
         denoiser = family.denoiser(pipe)
         quantise.quantise(denoiser, recipe.base, storage_dtype(recipe), accelerator.device)
     place(pipe, accelerator.device)
+    if recipe.select and is_scattered(pipe):
+        raise UserError("--select draws while it trains, and the device does not hold the whole model: leave it out")
     return job
 
 
@@ -274,12 +277,21 @@ def _ship(job: Job) -> None:
     job.accelerator.wait_for_everyone()
 
 
+def _let_go(job: Job) -> None:
+    """Drop the trained model and its optimiser, so that the device has room for what was shipped."""
+    job.accelerator.free_memory()
+    for name, part in job.pipe.components.items():
+        if isinstance(part, nn.Module):
+            setattr(job.pipe, name, None)
+
+
 def _finish(job: Job, watch: Watch | None) -> None:
     """Choose the adapter's strength, draw the pictures from what was shipped, and write the report."""
     if not job.is_main:
         return
     by_strength = watch if job.recipe.has_strength else None
     if job.recipe.samples or by_strength:
+        _let_go(job)
         shipped = job.method.load(job.family, job.plans.source, job.recipe, job.run.adapter)
         pipe = place(shipped, job.accelerator.device)
         if by_strength:

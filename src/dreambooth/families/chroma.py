@@ -85,12 +85,14 @@ def predict(denoiser: nn.Module, noisy_BCHW: Tensor, t_B: Tensor, cond: dict[str
     embeds_BLD, mask_BL = cond["prompt_embeds_BLD"], cond["mask_BL"]
     device, dtype = noisy_BCHW.device, embeds_BLD.dtype
     tokens_BLD = ChromaPipeline._pack_latents(noisy_BCHW, batch, channels, height, width)
+    with device:  # counted out there: nothing travels to it in a step
+        places_L3 = ChromaPipeline._prepare_latent_image_ids(batch, height // 2, width // 2, device, dtype)
     predicted_BLD = denoiser(
         hidden_states=tokens_BLD,
         timestep=t_B,
         encoder_hidden_states=embeds_BLD,
         txt_ids=torch.zeros(embeds_BLD.shape[1], 3, device=device, dtype=dtype),
-        img_ids=ChromaPipeline._prepare_latent_image_ids(batch, height // 2, width // 2, device, dtype),
+        img_ids=places_L3,
         attention_mask=torch.cat([mask_BL, mask_BL.new_ones(tokens_BLD.shape[:2])], dim=1),
     ).sample
     prediction_BCHW: Tensor = ChromaPipeline._unpack_latents(predicted_BLD, height, width, vae_scale_factor=1)

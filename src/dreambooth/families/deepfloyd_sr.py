@@ -15,8 +15,8 @@ Fine-tune and draw at the same level: `noise_level` of the stock pipeline.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +55,10 @@ class SuperResolution(Ddpm):
 
     small: Ddpm
     level: int
+
+    def on(self, device: torch.device) -> Self:
+        """Return the process with both schedules on a device."""
+        return replace(super().on(device), small=self.small.on(device))
 
     def mix(self, x_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor) -> Tensor:
         """Return the image with the noise of time `t_B` and the small image with that of its level."""

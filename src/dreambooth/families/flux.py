@@ -91,6 +91,8 @@ def predict(denoiser: nn.Module, noisy_BCHW: Tensor, t_B: Tensor, cond: dict[str
     batch, channels, height, width = noisy_BCHW.shape
     embeds_BLD = cond["prompt_embeds_BLD"]
     device, dtype = noisy_BCHW.device, embeds_BLD.dtype
+    with device:  # counted out there: nothing travels to it in a step
+        places_L3 = FluxPipeline._prepare_latent_image_ids(batch, height // 2, width // 2, device, dtype)
     predicted_BLD = denoiser(
         hidden_states=FluxPipeline._pack_latents(noisy_BCHW, batch, channels, height, width),
         timestep=t_B,
@@ -98,7 +100,7 @@ def predict(denoiser: nn.Module, noisy_BCHW: Tensor, t_B: Tensor, cond: dict[str
         pooled_projections=cond["pooled_BD"],
         encoder_hidden_states=embeds_BLD,
         txt_ids=torch.zeros(embeds_BLD.shape[1], 3, device=device, dtype=dtype),
-        img_ids=FluxPipeline._prepare_latent_image_ids(batch, height // 2, width // 2, device, dtype),
+        img_ids=places_L3,
     ).sample
     prediction_BCHW: Tensor = FluxPipeline._unpack_latents(predicted_BLD, height, width, vae_scale_factor=1)
     return prediction_BCHW

@@ -115,13 +115,16 @@ def encode_prompts(pipe: DiffusionPipeline, prompts: Sequence[str]) -> list[dict
 def predict(denoiser: nn.Module, noisy_BCHW: Tensor, t_B: Tensor, cond: dict[str, Tensor]) -> Tensor:
     """Run the transformer, wrapped or bare, on latents packed 2 x 2 into tokens, each token told its place."""
     embeds_BLD, patches_BKHW = cond["prompt_embeds_BLD"], Flux2Pipeline._patchify_latents(noisy_BCHW)
+    with noisy_BCHW.device:  # counted out there: nothing travels to it in a step
+        text_BL4 = Flux2Pipeline._prepare_text_ids(embeds_BLD)
+        places_BL4 = Flux2Pipeline._prepare_latent_ids(patches_BKHW)
     predicted_BLK = denoiser(
         hidden_states=Flux2Pipeline._pack_latents(patches_BKHW),
         timestep=t_B,
         guidance=cond.get("guidance_B"),
         encoder_hidden_states=embeds_BLD,
-        txt_ids=Flux2Pipeline._prepare_text_ids(embeds_BLD).to(noisy_BCHW.device),
-        img_ids=Flux2Pipeline._prepare_latent_ids(patches_BKHW).to(noisy_BCHW.device),
+        txt_ids=text_BL4,
+        img_ids=places_BL4,
     ).sample
     predicted_BKHW = predicted_BLK.transpose(1, 2).reshape(patches_BKHW.shape)
     prediction_BCHW: Tensor = Flux2Pipeline._unpatchify_latents(predicted_BKHW)

@@ -82,7 +82,8 @@ def predict(denoiser: nn.Module, noisy_BCHW: Tensor, t_B: Tensor, cond: dict[str
 
     `cond["view_B4"]` is the original's height and width and the crop's top and left edge (section 2.2 of the paper).
     """
-    size_B2 = noisy_BCHW.new_tensor(noisy_BCHW.shape[-2:]).expand(len(t_B), 2) * STRIDE
+    # filled in on the device: nothing travels there in a step
+    size_B2 = torch.stack([noisy_BCHW.new_full((len(t_B),), side * STRIDE) for side in noisy_BCHW.shape[-2:]], dim=1)
     prediction_BCHW: Tensor = denoiser(
         noisy_BCHW,
         t_B,
