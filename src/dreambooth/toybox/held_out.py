@@ -26,18 +26,17 @@ def loss(run: Run, subject: str) -> Scores:
     assert recipe.resolution is not None, "presets.fill leaves it open for no run"
     pipe = generation.load(generation.find(run.path))
     family = families.of(pipe)
-    process, trainee = (
-        family.process(pipe),
-        Trainee(pipe, family, {}, Memo(lambda text: encode_prompt(pipe, family, text))),
-    )
+    device = next(family.denoiser(pipe).parameters()).device
+    process = family.process(pipe).on(device)
+    trainee = Trainee(pipe, family, {}, Memo(lambda text: encode_prompt(pipe, family, text)))
     text = prompts.fill(prompts.label(recipe.label, run.info["class"]), [recipe.subjects[0].identifier or ""])
     u_B = (torch.arange(LEVELS) + 0.5) / LEVELS
     losses = []
     for index, photo in enumerate(usable(read(SUBJECTS / subject / "truth", recipe.resolution))):
         encoded = encode_photo(pipe, family, Row(photo, (recipe.resolution, recipe.resolution)), 0)
-        latents_BCHW = encoded["mean_CHW"].expand(LEVELS, -1, -1, -1)
-        noise_BCHW = torch.randn(latents_BCHW.shape, generator=generator(0, "held out", index))
-        t_B = process.sample_t(u_B, (latents_BCHW.shape[-2], latents_BCHW.shape[-1]))
+        latents_BCHW = encoded["mean_CHW"].expand(LEVELS, -1, -1, -1).to(device)
+        noise_BCHW = torch.randn(latents_BCHW.shape, generator=generator(0, "held out", index)).to(device)
+        t_B = process.sample_t(u_B.to(device), (latents_BCHW.shape[-2], latents_BCHW.shape[-1]))
         noisy_BCHW = process.mix(latents_BCHW, noise_BCHW, t_B)
         predicted_BCHW = trainee(noisy_BCHW, t_B, [text] * LEVELS, encoded["view_4"].expand(LEVELS, -1))
         target_BCHW = process.target(latents_BCHW, noise_BCHW, t_B)
