@@ -102,6 +102,7 @@ def test_the_page_has_a_verdict_for_every_claim_and_a_row_for_every_arm() -> Non
     assert len(told) == len(CLAIMS)
     assert [line.endswith("holds |") for line in told].index(True) == 5
     assert all(any(line.startswith(f"| {arm.name} |") for line in lines) for arm in ARMS)
+    assert any("real photos in 0 of 6 trainings." in line for line in lines)
 
 
 def _lifted(scores: Scores) -> Scores:

@@ -25,7 +25,7 @@ from dreambooth.evaluation.statistics import Estimate, Scores
 from dreambooth.paths import cache_root
 from dreambooth.progress import Lines, Reporter, hush_libraries
 from dreambooth.toybox import SUBJECTS
-from dreambooth.toybox.study import ARCHIVE, Arm, Cost, Rows, Study, class_of, difference, merge
+from dreambooth.toybox.study import ARCHIVE, Arm, Cost, Rows, Study, by_training, class_of, difference, merge
 from dreambooth.toybox.world.subjects import draw_subject
 from dreambooth.toybox.world.vocabulary import COLOURS
 
@@ -162,6 +162,8 @@ def write_up(found: Mapping[str, Rows], size: str) -> str:
         "| --- | --- | --- | --- | --- |",
         *(_claim(claim, found) for claim in CLAIMS),
         "",
+        f"{_between(found[OURS])}.",
+        "",
         "`truth` is the likeness to eight renders of the subject that nothing was trained on. `described` is a",
         "description of the subject in the prompt, in place of training.",
         "",
@@ -189,6 +191,13 @@ def _claim(claim: Claim, found: Mapping[str, Rows]) -> str:
     apart = difference(found[one][first], found[two][second])
     interval = "" if apart.low is None else f"{apart.low:+.3f} to {apart.high:+.3f}"
     return f"| {claim.source} | {claim.text} | {apart.value:+.3f} | {interval} | {verdict(apart)} |"
+
+
+def _between(ours: Rows) -> str:
+    """In how many trainings the run is more like the photos than the frozen model's class, and less than they are."""
+    floor, dino, oracle = (by_training(ours[name]) for name in ("floor_dino", "dino", "oracle_dino"))
+    count = sum(floor[each] < dino[each] < oracle[each] for each in dino)
+    return f"DINO of {OURS} lies between the frozen model's class and real photos in {count} of {len(dino)} trainings"
 
 
 def _table(found: Mapping[str, Rows]) -> Iterator[str]:

@@ -21,14 +21,11 @@ from dreambooth.paths import cache_root
 from dreambooth.progress import Lines, hush_libraries
 from dreambooth.toybox import SUBJECTS
 from dreambooth.toybox.reproduction import WORDS, verdict
-from dreambooth.toybox.study import ARCHIVE, Arm, Rows, Study, difference
+from dreambooth.toybox.study import ARCHIVE, Arm, Rows, Study, Training, by_training, difference
 
 SELECT = Arm("--select", {"select": True})
 HELD_OUT = "the least held-out loss"
 SHOWN = ("dino", "truth", "clip_t", "pres", "copying")
-
-Training = tuple[str, int]
-"""A subject and the seed of the training."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,17 +64,6 @@ def balances(rows: Rows) -> dict[Training, float]:
     return {
         each: ((dino[each] - floor[each]) / (oracle[each] - floor[each]) + clip_t[each] / ceiling[each]) / 2
         for each in dino
-    }
-
-
-def by_training(scores: Scores) -> dict[Training, float]:
-    """Return the mean of each training's scores."""
-    trainings = list(zip(scores.subject_N.tolist(), (scores.seed_N // 1000).tolist(), strict=True))
-    return {
-        each: float(
-            np.nanmean([value for value, owner in zip(scores.value_N, trainings, strict=True) if owner == each])
-        )
-        for each in dict.fromkeys(trainings)
     }
 
 

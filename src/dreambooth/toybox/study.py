@@ -74,6 +74,8 @@ class Cost:
 
 Cell = tuple[Arm, str, int]
 """An arm, the name of a subject, and a seed."""
+Training = tuple[str, int]
+"""A subject and the seed of the training."""
 
 
 @dataclass(frozen=True)
@@ -213,6 +215,17 @@ def class_of(subject: str) -> str:
     """Return the class noun of a bundled subject."""
     described = json.loads((SUBJECTS / subject / "subject.json").read_text(encoding="utf-8"))
     return str(described["class"])
+
+
+def by_training(scores: Scores) -> dict[Training, float]:
+    """Return the mean of each training's scores."""
+    trainings = list(zip(scores.subject_N.tolist(), (scores.seed_N // 1000).tolist(), strict=True))
+    return {
+        each: float(
+            np.nanmean([value for value, owner in zip(scores.value_N, trainings, strict=True) if owner == each])
+        )
+        for each in dict.fromkeys(trainings)
+    }
 
 
 def merge(found: Sequence[Rows]) -> Rows:
