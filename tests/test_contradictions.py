@@ -27,6 +27,11 @@ def filled(model: Path, **values: Any) -> Recipe:
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({**FULL, "rank": 4}, "--rank is a setting of a LoRA"),
     ({"ema_profiles": True, "ema": 0.9}, "--ema-profiles averages what is averaged already: leave it out, or --ema"),
+    ({"ema_profiles": True, "select": True}, "--ema-profiles averages all steps, and --select ships an earlier one"),
+    (
+        {"offload_blocks": True, "cache": False},
+        "--offload-blocks moves frozen weights about, which --no-cache does not",
+    ),
     ({"offload_blocks": True, "select": True}, "--offload-blocks moves frozen weights about, which --select does not"),
     ({**FULL, "offload_blocks": True}, "--offload-blocks moves frozen weights about, which --method full does not"),
     (

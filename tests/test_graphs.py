@@ -42,6 +42,9 @@ def test_a_plain_run_can_be_captured() -> None:
     ("values", "reason"),
     [
         ({"accumulation": 2}, "several passes"),
+        ({"aspect": "keep"}, "several passes"),
+        ({"more_resolutions": (64,)}, "several passes"),
+        ({"method": "full", "step_in_backward": True}, "keeps its gradients"),
         ({"gradient_checkpointing": True}, "recomputed"),
         ({"compile": True}, "compiled"),
         ({"min_rank": 1}, "ranks"),

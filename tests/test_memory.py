@@ -138,9 +138,10 @@ def costs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
     return asked
 
 
-def fitted(**values: Any) -> fitting.Fit:
+def fitted(processes: int = 1, **values: Any) -> fitting.Fit:
     recipe = recipe_for(Path("model"), batch_size=2, **values)
-    return fitting.fit(Mock(), Mock(), recipe, CPU, 1)
+    device = torch.device("cuda") if recipe.memory else CPU  # nothing is done there
+    return fitting.fit(Mock(), Mock(), recipe, device, processes)
 
 
 @pytest.mark.parametrize(
@@ -175,6 +176,8 @@ def test_blocks_are_offloaded_where_the_user_says_so(costs: list[tuple[int, bool
     assert "offload_blocks" not in found.reasons
     assert fitted(offload_blocks=True).recipe.gradient_checkpointing is True
     assert fitted(memory=1.9, offload_blocks=False).recipe.offload_blocks is False
+    with pytest.raises(UserError, match="however it is split"):
+        fitted(memory=0.9, processes=2)  # whose wrapper wants all weights on one device
 
 
 def test_without_a_limit_nobody_asks(costs: list[tuple[int, bool]]) -> None:
@@ -188,6 +191,7 @@ def test_without_a_limit_nobody_asks(costs: list[tuple[int, bool]]) -> None:
     [
         ({}, "--base nf4"),
         ({"method": "full"}, "--method lora or --step-in-backward"),
+        ({"method": "full", "optimizer": "prodigy"}, "--method lora"),
         ({"base": "nf4"}, "--resolution 16"),
         ({"more_resolutions": (48,)}, "--base nf4 or no --more-resolutions 48"),
     ],

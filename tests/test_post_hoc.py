@@ -30,7 +30,7 @@ def test_an_average_that_is_there_is_taken_as_it_is() -> None:
     assert mixture(kept, (400, 0.13)).sum() == pytest.approx(1, abs=1e-9)
 
 
-@pytest.mark.parametrize("width", [0.03, 0.05, 0.07, 0.10, 0.15, 0.2])
+@pytest.mark.parametrize("width", [post_hoc.NARROWEST, 0.05, 0.07, 0.10, 0.15, post_hoc.WIDEST])
 def test_an_average_of_another_width_is_made_of_snapshots(width: float, tmp_path: Path) -> None:
     source, weight = torch.Generator().manual_seed(0), torch.zeros(50)
     profiles, direct = Profiles({"w": weight}), torch.zeros(50)
@@ -89,6 +89,8 @@ def test_what_is_kept_does_not_depend_on_interruptions(run: Run, tiny_sd: Path, 
 def test_refusals(run: Run, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--width 0\.5 is none: give a share"):
         post_hoc.average(run.path, 0.5)
+    with pytest.raises(UserError, match="lies in the run itself"):
+        post_hoc.average(run.path, 0.1, run.path / "averaged")
     with pytest.raises(UserError, match="is there already"):
         post_hoc.average(run.path, 0.1, run.path)
     for file in run.profiles.iterdir():

@@ -15,7 +15,7 @@ def refuse(recipe: Recipe) -> None:
     Raises:
         UserError: The first contradiction, and how to mend it.
     """
-    for wrong, message in [*_of_adapters(recipe), *_of_losses(recipe), *_of_steps(recipe)]:
+    for wrong, message in [*_of_adapters(recipe), *_of_losses(recipe), *of_steps(recipe)]:
         if wrong:
             raise UserError(message)
 
@@ -65,13 +65,16 @@ def _of_losses(recipe: Recipe) -> Iterator[tuple[bool, str]]:
     yield recipe.l2_to_base is not None and not measured, f"--l2-to-base does not go with {what}: leave one of them out"
 
 
-def _of_steps(recipe: Recipe) -> Iterator[tuple[bool, str]]:
+def of_steps(recipe: Recipe) -> Iterator[tuple[bool, str]]:
+    """Yield what may be wrong about how a recipe takes its steps: whether it is, and how to mend it."""
     twice = "--ema-profiles averages what is averaged already: leave it out, or"
     yield recipe.ema_profiles and recipe.ema is not None, f"{twice} --ema"
     yield recipe.ema_profiles and recipe.optimizer == "schedule-free", f"{twice} --optimizer schedule-free"
+    early = "--ema-profiles averages all steps, and --select ships an earlier one: leave one of them out"
+    yield recipe.ema_profiles and recipe.select, early
     others = {"--method full": recipe.method == "full", f"--base {recipe.base}": recipe.base is not None}
     others |= {"--compile": recipe.compile, "--cuda-graphs": recipe.cuda_graphs, "--select": recipe.select}
-    others |= {"--no-gradient-checkpointing": recipe.gradient_checkpointing is False}
+    others |= {"--no-gradient-checkpointing": recipe.gradient_checkpointing is False, "--no-cache": not recipe.cache}
     for flag, holds in others.items():
         moves = f"--offload-blocks moves frozen weights about, which {flag} does not allow: leave one of them out"
         yield bool(recipe.offload_blocks) and holds, moves

@@ -9,6 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from dreambooth import buckets, memory, placing, swapping
+from dreambooth.contradictions import of_steps
 from dreambooth.errors import UserError
 from dreambooth.families import Family
 from dreambooth.recipe import Recipe
@@ -55,7 +56,7 @@ def fit(pipe: DiffusionPipeline, family: Family, recipe: Recipe, device: torch.d
         recomputes = offloads or bool(recipe.gradient_checkpointing)
         return Fit(_with(recipe, recipe.accumulation or 1, recomputes, offloads), {})
     tried: list[int] = []
-    for way in _ways(recipe, images):
+    for way in _ways(recipe, images, may_offload=processes == 1 and device.type != "cpu"):
         assert way.accumulation is not None
         try:
             needed = int(MARGIN * _step_bytes(pipe, family, way, -(-images // way.accumulation), device))
@@ -64,19 +65,18 @@ def fit(pipe: DiffusionPipeline, family: Family, recipe: Recipe, device: torch.d
         tried.append(needed)
         if needed <= room or "memory" in recipe.allow:
             return Fit(way, _reasons(recipe, way, tried, room), needed)
-    raise UserError(_too_much(recipe, tried[-1], room))
+    raise UserError(_too_much(recipe, tried[-1], room, processes))
 
 
 def _step_bytes(pipe: DiffusionPipeline, family: Family, way: Recipe, images: int, device: torch.device) -> int:
     """Return what the largest pass takes, of so many images at most: class images are at the first resolution alone."""
     needed = memory.step_bytes(pipe, family, way, images, device)
-    if way.offload_blocks:
-        needed -= swapping.saved(family.denoiser(pipe))
     largest = max(buckets.resolutions(way))
-    if largest == way.resolution:
-        return needed
-    alone = way.model_copy(update={"resolution": largest})
-    return max(needed, memory.step_bytes(pipe, family, alone, min(images, way.batch_size), device))
+    if largest != way.resolution:
+        alone = way.model_copy(update={"resolution": largest})
+        needed = max(needed, memory.step_bytes(pipe, family, alone, min(images, way.batch_size), device))
+    offloads = way.offload_blocks and device.type != "cpu"
+    return needed - (swapping.saved(family.denoiser(pipe)) if offloads else 0)
 
 
 def _room(recipe: Recipe, device: torch.device) -> int | None:
@@ -84,7 +84,7 @@ def _room(recipe: Recipe, device: torch.device) -> int | None:
     return placing.free(device) if recipe.memory is None else int(recipe.memory * GIB)
 
 
-def _ways(recipe: Recipe, images: int) -> Iterator[Recipe]:
+def _ways(recipe: Recipe, images: int, may_offload: bool) -> Iterator[Recipe]:
     """Go through what the user left open, from the fastest to the smallest."""
     most = 1 if recipe.step_in_backward else images  # its gradients are those of one pass
     splits = [1 << power for power in range(most.bit_length())]
@@ -92,8 +92,9 @@ def _ways(recipe: Recipe, images: int) -> Iterator[Recipe]:
         for accumulation in splits if recipe.accumulation is None else [recipe.accumulation]:
             if not recipe.offload_blocks:
                 yield _with(recipe, accumulation, checkpointing, False)
-    may = recipe.has_adapter and not (recipe.base or recipe.compile or recipe.cuda_graphs or recipe.select)
-    if recipe.offload_blocks or (may and recipe.offload_blocks is None and recipe.gradient_checkpointing is not False):
+    settled = (recipe.base, recipe.compile, recipe.cuda_graphs, recipe.select, not recipe.cache)
+    may = may_offload and recipe.has_adapter and not any(settled) and recipe.gradient_checkpointing is not False
+    if recipe.offload_blocks or (may and recipe.offload_blocks is None):
         for accumulation in splits if recipe.accumulation is None else [recipe.accumulation]:
             yield _with(recipe, accumulation, True, True)
 
@@ -110,11 +111,13 @@ def _reasons(recipe: Recipe, way: Recipe, tried: list[int], room: int) -> dict[s
     return {name: reason for name in OPEN if getattr(recipe, name) is None}
 
 
-def _too_much(recipe: Recipe, needed: int, room: int) -> str:
+def _too_much(recipe: Recipe, needed: int, room: int, processes: int) -> str:
     largest = max(buckets.resolutions(recipe))
     smaller = ["--base nf4"] if recipe.has_adapter and not recipe.base else []
     smaller += ["--method lora"] if recipe.method == "full" else []
-    smaller += ["--step-in-backward"] if recipe.method == "full" and not recipe.step_in_backward else []
+    inward = recipe.model_copy(update={"step_in_backward": True})
+    may_step = processes == 1 and not (recipe.step_in_backward or any(wrong for wrong, _ in of_steps(inward)))
+    smaller += ["--step-in-backward"] if may_step else []
     smaller += [f"--resolution {recipe.resolution // 2}"] if recipe.resolution and not smaller else []
     smaller += [f"no --more-resolutions {largest}"] if largest > (recipe.resolution or 0) else []
     return (

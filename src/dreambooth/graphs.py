@@ -94,7 +94,10 @@ def require(recipe: Recipe, pipe: DiffusionPipeline, device: torch.device, proce
         "there is no CUDA device": device.type != "cuda",
         "this kind of model cannot be captured": type(pipe).__name__ not in PIPELINES,
         "several processes share a step": processes > 1,
-        "a step takes several passes": (recipe.accumulation or 1) > 1,
+        "a step takes several passes": (recipe.accumulation or 1) > 1
+        or recipe.aspect != "square"
+        or bool(recipe.more_resolutions),
+        "a graph keeps its gradients, which --step-in-backward drops": recipe.step_in_backward,
         "activations are recomputed": bool(recipe.gradient_checkpointing),
         "blocks are compiled": recipe.compile,
         "ranks depend on the noise": recipe.min_rank is not None,

@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dreambooth import cache, methods, optimizers, quantise
+from dreambooth.averaging import WIDTHS
 from dreambooth.cache import Memo
 from dreambooth.families import Family
 from dreambooth.loop import Trainee
@@ -111,6 +112,7 @@ def step_bytes(pipe: DiffusionPipeline, family: Family, recipe: Recipe, images: 
             for _ in range(2):
                 step.take(optimizer, inward)
     state = optimizers.KINDS[recipe.optimizer].state - optimizers.KINDS["adamw"].state
+    state += 4 * (len(WIDTHS) if recipe.ema_profiles else int(recipe.ema is not None))
     total: int = ledger.most + count * state - _saved(pipe, family, recipe)
     return total
 
@@ -184,10 +186,11 @@ class _Step:
         real: DiffusionPipeline,
     ) -> None:
         components = methods.trained_components(pipe, family, recipe)
+        if recipe.gradient_checkpointing:
+            for module in (family.denoiser(pipe), *components.values()):
+                checkpoint_gradients(module)
         for module in components.values():
             module.train()
-            if recipe.gradient_checkpointing:
-                checkpoint_gradients(module)
             for part in module.modules():
                 if hasattr(part, "module_dropout"):
                     part.training = False  # peft's LoKr and LoHa look at a number they draw, which there is none here

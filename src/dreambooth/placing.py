@@ -19,10 +19,11 @@ def place(pipe: DiffusionPipeline, device: torch.device) -> DiffusionPipeline:
     Where the device does not even hold the largest part, that goes there layer by layer.
     """
     room = free(device)
-    waiting = [_size(part, device) for part in parts(pipe)]
-    if fits(sum(waiting), room):
+    waiting, whole = ([_size(part, there) for part in parts(pipe)] for there in (device, None))
+    if room is None or fits(sum(waiting), room):
         return pipe.to(device)
-    if fits(max(waiting), room):
+    emptied = room + sum(whole) - sum(waiting)
+    if fits(max(whole), emptied) or _is_quantised(pipe):  # whose weights are more than their layers' parameters
         pipe.enable_model_cpu_offload(device=device)
     else:
         pipe.enable_sequential_cpu_offload(device=device)
@@ -57,15 +58,19 @@ def text_encoders(pipe: DiffusionPipeline) -> list[str]:
     return [name for name in pipe.components if name.startswith("text_encoder")]
 
 
-def _size(part: nn.Module, device: torch.device) -> int:
-    """Return the bytes of a part's weights that are not on the device yet."""
+def _size(part: nn.Module, there: torch.device | None) -> int:
+    """Return the bytes of a part's weights, but for those on a device."""
     held = chain(part.parameters(), part.buffers())
-    return sum(weight.nbytes for weight in held if weight.device.type != device.type)
+    return sum(weight.nbytes for weight in held if there is None or weight.device.type != there.type)
 
 
-def fits(size: int, room: int | None) -> bool:
-    """Whether weights of so many bytes fit into so many; None is no limit."""
-    return room is None or size + RESERVE <= room
+def _is_quantised(pipe: DiffusionPipeline) -> bool:
+    return any(hasattr(weight, "quant_state") for part in parts(pipe) for weight in part.parameters())
+
+
+def fits(size: int, room: int) -> bool:
+    """Whether weights of so many bytes fit into so many."""
+    return size + RESERVE <= room
 
 
 def free(device: torch.device) -> int | None:

@@ -18,7 +18,8 @@ from dreambooth.progress import Reporter, Silent
 from dreambooth.reporting import report
 from dreambooth.run import Run
 
-NARROWEST, WIDEST = 0.02, 0.28
+NARROWEST, WIDEST = 0.04, 0.2
+"""Between them an average of eight snapshots is what it should be to some percent (tests/test_post_hoc.py)."""
 LEFT_BEHIND = ("adapter", "checkpoints", "profiles", "evaluation", "scores.json", "report.html", "export", "images")
 """What the average shares with the run no longer, or does not need."""
 
@@ -35,8 +36,8 @@ def average(run: str | Path, width: float, out: str | Path | None = None, report
     Raises:
         UserError: There is no such run, it kept nothing, the width is none, or there is something at `out`.
     """
-    opened, reporter = Run.open(run), reporter or Silent()
-    target = Path(out) if out else opened.path.with_name(f"{opened.path.name}-average-{width:g}")
+    opened, reporter = Run(Run.open(run).path.resolve()), reporter or Silent()
+    target = Path(out).resolve() if out else opened.path.with_name(f"{opened.path.name}-average-{width:g}")
     if not NARROWEST <= width <= WIDEST:
         raise UserError(
             f"--width {width:g} is none: give a share of the steps from {NARROWEST} to {WIDEST}, such as 0.1"
@@ -45,6 +46,8 @@ def average(run: str | Path, width: float, out: str | Path | None = None, report
         raise UserError(f"{opened.path} is not finished: give its `dreambooth train` command again")
     if not any(opened.profiles.glob("*.safetensors")):
         raise UserError(f"{opened.path} kept nothing to average: train it with --ema-profiles")
+    if target.is_relative_to(opened.path) and target != opened.path:
+        raise UserError(f"{target} lies in the run itself: choose another --out")
     if target.exists():
         raise UserError(f"{target} is there already: choose another --out or remove it")
     with atomic_folder(target) as folder:

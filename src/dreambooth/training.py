@@ -25,6 +25,7 @@ from dreambooth import (
     quantise,
     samples,
     starting,
+    swapping,
 )
 from dreambooth.errors import UserError
 from dreambooth.files import atomic_folder
@@ -139,8 +140,11 @@ def _begin(plans: Plans, out: Path | None, reporter: Reporter) -> Job:
     _announce(job)
     fitted = fitting.fit(pipe, family, recipe, accelerator.device, accelerator.num_processes)
     job.recipe, job.step_mb = fitted.recipe, fitted.bytes and round(fitted.bytes / 1e6)
-    if recipe.step_in_backward and accelerator.num_processes > 1:
-        raise UserError("--step-in-backward takes its steps in one process: leave it out, or start one")
+    if accelerator.num_processes > 1 and (recipe.step_in_backward or recipe.offload_blocks):
+        flag = "--step-in-backward" if recipe.step_in_backward else "--offload-blocks"
+        raise UserError(f"{flag} works in one process: leave it out, or start one")
+    if recipe.offload_blocks and not swapping.blocks(family.denoiser(pipe)):
+        raise UserError("--offload-blocks needs a model of transformer blocks, and this one has none: leave it out")
     if job.recipe.cuda_graphs:
         graphs.require(job.recipe, pipe, accelerator.device, accelerator.num_processes)
     job.plans.reasons.update(fitted.reasons)

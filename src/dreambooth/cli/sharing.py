@@ -46,7 +46,7 @@ def average(
     run: Annotated[Path, Parameter(help="Finished run that was trained with --ema-profiles.")],
     /,
     *,
-    width: Annotated[float, Parameter(help="Share of the steps that it is spread over, 0.02 to 0.28.")] = 0.1,
+    width: Annotated[float, Parameter(help="Share of the steps that it is spread over, 0.04 to 0.2.")] = 0.1,
     out: Annotated[Path | None, Parameter(help="Folder of the new run. Default: beside the run.")] = None,
     log_format: LogFormat = "text",
     json: Json = False,
