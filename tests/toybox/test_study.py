@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -120,3 +121,16 @@ def test_a_description_names_colours_and_class(tmp_path: Path, monkeypatch: pyte
     words = reproduction.description("some").split()
     assert words[-3:-2] == ["dog"]
     assert words[-2] == "with"
+
+
+def test_likeness_lies_between_the_class_and_the_photos_on_every_subject_that_was_measured() -> None:
+    """What the archive has of the default: the last line of each training counts."""
+    lines = map(json.loads, (Path(__file__).parents[2] / study.ARCHIVE).read_text(encoding="utf-8").splitlines())
+    trainings = {(line["subject"], line["seed"]): line["rows"] for line in lines if line["arm"] == reproduction.OURS}
+    assert len(trainings) >= 18
+    for subject in {subject for subject, _ in trainings}:
+        own = [rows for (each, _), rows in trainings.items() if each == subject]
+        floor, dino, oracle = (
+            np.mean([np.mean(rows[name]["value"]) for rows in own]) for name in ("floor_dino", "dino", "oracle_dino")
+        )
+        assert floor < dino < oracle, subject
