@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,7 @@ def mixture(kept: Sequence[tuple[int, float]], wanted: tuple[int, float]) -> np.
     return solved[:count]
 
 
+@cache
 def exponent(width: float) -> float:
     """Return the power p of the steps by which an average of a width weighs them.
 

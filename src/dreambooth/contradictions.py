@@ -15,7 +15,7 @@ def refuse(recipe: Recipe) -> None:
     Raises:
         UserError: The first contradiction, and how to mend it.
     """
-    for wrong, message in [*_of_adapters(recipe), *_of_losses(recipe), *of_steps(recipe)]:
+    for wrong, message in [*_of_adapters(recipe), *_of_losses(recipe), *_of_weights(recipe), *of_steps(recipe)]:
         if wrong:
             raise UserError(message)
 
@@ -65,8 +65,7 @@ def _of_losses(recipe: Recipe) -> Iterator[tuple[bool, str]]:
     yield recipe.l2_to_base is not None and not measured, f"--l2-to-base does not go with {what}: leave one of them out"
 
 
-def of_steps(recipe: Recipe) -> Iterator[tuple[bool, str]]:
-    """Yield what may be wrong about how a recipe takes its steps: whether it is, and how to mend it."""
+def _of_weights(recipe: Recipe) -> Iterator[tuple[bool, str]]:
     twice = "--ema-profiles averages what is averaged already: leave it out, or"
     yield recipe.ema_profiles and recipe.ema is not None, f"{twice} --ema"
     yield recipe.ema_profiles and recipe.optimizer == "schedule-free", f"{twice} --optimizer schedule-free"
@@ -78,6 +77,10 @@ def of_steps(recipe: Recipe) -> Iterator[tuple[bool, str]]:
     for flag, holds in others.items():
         moves = f"--offload-blocks moves frozen weights about, which {flag} does not allow: leave one of them out"
         yield bool(recipe.offload_blocks) and holds, moves
+
+
+def of_steps(recipe: Recipe) -> Iterator[tuple[bool, str]]:
+    """Yield what may be wrong about how a recipe takes its steps: whether it is, and how to mend it."""
     inward = recipe.step_in_backward
     yield inward and recipe.method != "full", "--step-in-backward spares a whole model's gradients: use --method full"
     name, able = recipe.optimizer, " or ".join(InBackward.ABLE)

@@ -5,7 +5,8 @@ A graph is launched as one. Its kernels are those of the pass that it was captur
 
 from __future__ import annotations
 
-from typing import Any, Protocol, cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from diffusers import DiffusionPipeline
@@ -23,11 +24,8 @@ MOST = 4
 """Shapes that get a graph; passes of further ones are launched as usual."""
 
 
-class Predict(Protocol):
-    """What `Family.predict` is."""
-
-    def __call__(self, denoiser: nn.Module, noisy_BCHW: Tensor, t_B: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        """Predict the target for noisy latents."""
+Predict = Callable[[nn.Module, Tensor, Tensor, dict[str, Tensor]], Tensor]
+"""What `Family.predict` is: denoiser, noisy latents, times and conditioning to the prediction."""
 
 
 class Graphs:
