@@ -21,7 +21,14 @@ GOLDEN = Path(__file__).with_name("golden_losses.json")
 def losses(method: str, model: Path, folder: Path) -> list[float]:
     """The loss of each of 20 steps."""
     values = {"model": str(model), "method": method, "steps": 20, "samples": 0, "batch_size": 2, "seed": 3}
-    values |= {"learning_rate": 1e-3, "prior_count": 4, "prior_steps": 2, "crops": 1, "log_every": 1}
+    values |= {
+        "learning_rate": 1e-3,
+        "prior_count": 4,
+        "prior_steps": 2,
+        "crops": 1,
+        "log_every": 1,
+        "precision": "fp32",
+    }
     folder.mkdir(exist_ok=True)
     photos = make_photos(folder / "photos")
     subject = {"photos": photos, "class_noun": "dog", "identifier": "sks"}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline
@@ -68,7 +70,7 @@ def test_topped_up_interrupted_and_split_sets_are_the_same_as_one_made_at_once(
     split = prior.plan(pipe, family, source, recipe, "dog", tmp_path / "split")
     missing = split.missing
     for rank in (1, 0):  # each process decides before the others draw
-        parts = prior.ClassImages(split.folder, split.identity, split.count)
+        parts = dataclasses.replace(split)
         assert parts.missing[: len(missing)]
         prior.make(pipe, family, parts, Silent(), rank if rank == 1 else 0, 2 if rank == 1 else 1)
     assert hashes(tmp_path / "split") == hashes(tmp_path / "topped")
@@ -105,6 +107,18 @@ def test_any_change_is_another_set_and_another_set_is_refused(
     assert other.identity.name != first.identity.name
     with pytest.raises(UserError, match="holds other class images"):
         prior.plan(pipe, family, source, recipe_for(source.path, **base), "cat", tmp_path)
+
+
+def test_in_bf16_the_pictures_are_nearly_the_same_and_another_set(
+    frozen: tuple[DiffusionPipeline, Family, Source], tmp_path: Path
+) -> None:
+    """The tiny model's pictures are noise, which forgives nothing: a mean difference of a few levels in 255."""
+    exact = make(frozen, tmp_path / "exact", 1, precision="fp32")
+    fast = make(frozen, tmp_path / "fast", 1, precision="fp32", prior_precision="bf16")
+    assert frozen[0].unet.dtype == torch.float32
+    assert (exact.identity.dtype, fast.identity.dtype) == ("fp32", "bf16 on fp32")
+    one, other = (np.asarray(Image.open(images.path(0)), dtype=float) for images in (exact, fast))
+    assert 0 < np.abs(one - other).mean() < 4
 
 
 def test_a_folder_with_other_files_is_refused(frozen: tuple[DiffusionPipeline, Family, Source], tmp_path: Path) -> None:

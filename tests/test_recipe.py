@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image, ImageOps
 
-from dreambooth import planning, presets
+from dreambooth import environment, planning, presets
 from dreambooth.errors import UserError
 from dreambooth.models import native_resolution, resolve
 from dreambooth.recipe import LATER, Recipe, counted, identity
@@ -41,6 +41,7 @@ COUNTED = {
     "prior_count": 7,
     "prior_steps": 9,
     "prior_guidance": 2.0,
+    "prior_precision": "bf16",
     "min_snr": 5.0,
     "resolution": 64,
     "aspect": "keep",
@@ -61,7 +62,7 @@ COUNTED = {
     "precision": "bf16",
     "seed": 1,
 }
-OFF = ("min_rank", "dco_beta", "l2_to_base", "low_resolution_noise")
+OFF = ("prior_precision", "min_rank", "dco_beta", "l2_to_base", "low_resolution_noise")
 BY_MEMORY = ("memory", "accumulation", "gradient_checkpointing", "offload_blocks")
 ASIDE = {
     "model": "elsewhere",
@@ -242,7 +243,8 @@ def test_real_class_images_count_by_their_content(folder: Folder) -> None:
     assert folder.identity(prior_images=folder.class_images) not in (real, generated)
 
 
-def test_a_default_that_is_given_is_the_default(folder: Folder) -> None:
+def test_a_default_that_is_given_is_the_default(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "has_bf16", lambda: False)
     assert folder.identity(learning_rate=1e-4, rank=4, alpha=4, resolution=32, precision="fp32") == folder.identity()
 
 
@@ -329,7 +331,8 @@ def test_files_that_are_no_recipe(content: bytes, said: str, tmp_path: Path) -> 
     assert "\n" not in str(caught.value)
 
 
-def test_nothing_is_left_open_and_every_choice_has_a_reason(tiny_sd: Path) -> None:
+def test_nothing_is_left_open_and_every_choice_has_a_reason(tiny_sd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "has_bf16", lambda: False)
     source = resolve(str(tiny_sd))
     unused = {"lora": set(), "pivotal": set(), "full": {"rank", "alpha"}}
     unused["textual-inversion"] = {"rank", "alpha", "text_encoder_learning_rate"}
@@ -342,6 +345,36 @@ def test_nothing_is_left_open_and_every_choice_has_a_reason(tiny_sd: Path) -> No
         changed = {key for key, value in filled if value != getattr(given, key)}
         assert changed == set(reasons)
         assert all(reasons.values())
+
+
+@pytest.mark.parametrize(
+    ("values", "accelerator", "has_bf16", "expected"),
+    [
+        ({}, "cpu", True, "bf16"),
+        ({}, "cpu", False, None),
+        ({}, "cuda", True, None),
+        ({"precision": "fp32"}, "cpu", True, None),
+        ({"precision": "fp32", "prior_precision": "bf16"}, "cpu", False, "bf16"),
+        ({"prior_loss": "parent"}, "cpu", True, None),
+        ({"prior_weight": 0.0}, "cpu", True, None),
+        ({"prior_images": "dogs"}, "cpu", True, None),
+        ({"method": "textual-inversion"}, "cpu", True, None),
+    ],
+)
+def test_class_images_are_drawn_in_bf16_where_the_cpu_has_it_and_nothing_else_was_asked(
+    values: dict[str, Any],
+    accelerator: str,
+    has_bf16: bool,
+    expected: str | None,
+    tiny_sd: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(environment, "has_bf16", lambda: has_bf16)
+    filled, reasons = presets.fill(recipe(**values), resolve(str(tiny_sd)), 32, accelerator)
+    assert filled.prior_precision == expected
+    assert ("prior_precision" in reasons) == (expected is not None and "prior_precision" not in values)
+    again, _ = presets.fill(filled, resolve(str(tiny_sd)), 32, accelerator)
+    assert again == filled, "a run's own recipe makes the same run, wherever it is repeated"
 
 
 @pytest.mark.parametrize(("accelerator", "expected"), [("cpu", "fp32"), ("mps", "fp32"), ("cuda", "bf16")])

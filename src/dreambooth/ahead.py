@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,7 +11,7 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
-WORKERS = 4
+WORKERS = min(4, os.cpu_count() or 1)
 AHEAD = 16
 """Results that wait at most: each may be a decoded photo."""
 

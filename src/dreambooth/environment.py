@@ -49,6 +49,12 @@ def describe(device: torch.device, processes: int) -> dict[str, Any]:
     }
 
 
+def has_bf16() -> bool:
+    """Whether the CPU has instructions for bf16; without them it is emulated, and slow."""
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # PyTorch has no public name for it
+    return bool(supported and supported())
+
+
 def restart_peak(device: torch.device) -> None:
     """Measure the accelerator's peak memory from now on; elsewhere it is the process's, which nothing restarts."""
     if device.type == "cuda":

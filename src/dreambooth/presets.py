@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from dreambooth import contradictions, families, optimizers, quantise, upscaling
+from dreambooth import contradictions, environment, families, optimizers, quantise, upscaling
 from dreambooth.errors import UserError
 from dreambooth.models import Source
 from dreambooth.recipe import Recipe
@@ -309,6 +309,8 @@ def fill(recipe: Recipe, source: Source, resolution: int, accelerator: str) -> t
         derive("text_encoder_learning_rate", recipe.learning_rate or values["learning_rate"], "the denoiser's")
     steps = recipe.steps or values["steps"]
     derive("save_every", max(1, min(500, -(-steps // 4))), "a quarter of the run, at most 500 steps")
+    if _draws_in_bf16(recipe, recipe.model_copy(update=values), accelerator):
+        derive("prior_precision", "bf16", "this CPU draws nearly twice as fast in it; steps stay in fp32")
     filled = recipe.model_copy(update=values)
     _refuse(filled, chosen, accelerator)
     _refuse_text_training(recipe, source)
@@ -349,6 +351,11 @@ def _precision(accelerator: str) -> tuple[str, str]:
     if accelerator == "cuda":
         return "bf16", "the device computes in bf16; trained weights stay fp32"
     return "fp32", f"exact, and as fast as the others on {accelerator}"
+
+
+def _draws_in_bf16(given: Recipe, filled: Recipe, accelerator: str) -> bool:
+    """Whether class images are drawn in bf16 while the steps are fp32. A precision that is given is for both."""
+    return given.precision is None and filled.draws_class_images and accelerator == "cpu" and environment.has_bf16()
 
 
 def _refuse_text_training(recipe: Recipe, source: Source) -> None:

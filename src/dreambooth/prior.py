@@ -25,6 +25,7 @@ from dreambooth.families import Family
 from dreambooth.files import atomic, sweep, write_json
 from dreambooth.models import Source
 from dreambooth.photos import Photo
+from dreambooth.precision import DTYPES
 from dreambooth.progress import Reporter
 from dreambooth.recipe import Recipe
 from dreambooth.sampling import Sampling, batch_size, draw
@@ -63,11 +64,13 @@ class ClassImages:
         folder: Where they are.
         identity: What they are.
         count: How many are wanted.
+        autocast: What the model computes in to draw them, where it is not held in that.
     """
 
     folder: Path
     identity: Identity
     count: int
+    autocast: torch.dtype | None
 
     @property
     def missing(self) -> list[int]:
@@ -115,13 +118,13 @@ def plan(
         steps=recipe.prior_steps,
         guidance=recipe.prior_guidance,
         size=recipe.resolution,
-        dtype=" on ".join(filter(None, (recipe.precision, recipe.base))),
+        dtype=" on ".join(filter(None, (recipe.prior_precision, recipe.precision, recipe.base))),
         batch=batch_size(recipe.resolution),
         seed=SEED,
     )
     folder = folder or class_sets.folder() / identity.name
     check_manifest(folder, identity)
-    return ClassImages(folder, identity, recipe.prior_count)
+    return ClassImages(folder, identity, recipe.prior_count, DTYPES.get(recipe.prior_precision or ""))
 
 
 def _sampler_name(scheduler: Any) -> str:
@@ -185,7 +188,8 @@ def make(
         generators = [generator(identity.seed, "class image", index) for index in indices]
         sampling = Sampling("", identity.steps, identity.guidance, identity.size)
         texts = [identity.prompt] * identity.batch
-        drawn = draw(pipe, texts, generators, sampling, family.class_sampler(pipe))
+        with torch.autocast(pipe.device.type, images.autocast, enabled=images.autocast is not None):
+            drawn = [*draw(pipe, texts, generators, sampling, family.class_sampler(pipe))]
         for index, image in zip(indices, drawn, strict=True):
             with atomic(images.path(index)) as temporary:
                 image.save(temporary, format="PNG")

@@ -37,6 +37,7 @@ LATER = (
     "more_resolutions",
     "step_in_backward",
     "ema_profiles",
+    "prior_precision",
 )
 """Settings that came after the first runs were made."""
 
@@ -117,6 +118,9 @@ class Settings(BaseModel):
     prior_images: Path | None = Field(None, description="Folder of real class images to use instead of generated ones.")
     prior_steps: int | None = Field(None, ge=1, description="Sampling steps of a class image.")
     prior_guidance: float | None = Field(None, ge=0, description="Guidance scale of a class image.")
+    prior_precision: Literal["bf16"] | None = Field(
+        None, description="Draw class images in bf16. Default: on a CPU that has it, where no --precision is given."
+    )
     dco_beta: float | None = Field(
         None, gt=0, description="Beta of DCO, such as 1000: beat the frozen model, no more; off by default."
     )
@@ -194,6 +198,11 @@ class Settings(BaseModel):
     def learns_token(self) -> bool:
         """Whether identifiers are new tokens, which the model does not have yet."""
         return self.method in ("textual-inversion", "pivotal")
+
+    @property
+    def draws_class_images(self) -> bool:
+        """Whether class images are needed, and none are given."""
+        return bool(self.prior_weight) and self.prior_loss != "parent" and self.prior_images is None
 
     @property
     def has_adapter(self) -> bool:

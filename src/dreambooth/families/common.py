@@ -47,9 +47,10 @@ def encode_images(pipe: DiffusionPipeline, pixels_BCHW: Tensor) -> dict[str, Ten
         pixels_BCHW: float32 pixels.
     """
     vae = pipe.vae
-    if vae.dtype != torch.float32:
+    weight = next(vae.parameters())  # diffusers' own properties search all modules for it
+    if weight.dtype != torch.float32:
         vae.to(torch.float32)
-    posterior = vae.encode(pixels_BCHW.to(vae.device)).latent_dist
+    posterior = vae.encode(pixels_BCHW.to(weight.device)).latent_dist
     scale, shift = vae.config.scaling_factor, vae.config.shift_factor or 0.0
     return {"mean_BCHW": (posterior.mean - shift) * scale, "std_BCHW": posterior.std * scale}
 
