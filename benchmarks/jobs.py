@@ -24,8 +24,9 @@ from pathlib import Path
 import torch
 
 from dreambooth.toybox import BASE, SUBJECTS
+from dreambooth.toybox.study import class_of
 
-PHOTOS = SUBJECTS / "spotted_dog" / "photos"
+SUBJECT = "spotted_dog"
 SCRIPTS = {"lora": "train_dreambooth_lora.py", "full": "train_dreambooth.py"}
 RATES = {"lora": 1e-3, "full": 1e-4}
 RANK = 4
@@ -48,8 +49,21 @@ def ours(method: str, class_images: int, same: bool) -> Job:
     """Our command: with their settings, or with our defaults."""
 
     def command(home: Path, steps: int) -> list[str]:
-        given = [sys.executable, "-m", "dreambooth", "train", PHOTOS, "--class", "dog", "--model", "toybox"]
-        given += ["--method", method, "--steps", steps, "--samples", 0, "--out", home / "run", "--save-every", 10**6]
+        given = [sys.executable, "-m", "dreambooth", "train", SUBJECTS / SUBJECT / "photos", "--model", "toybox"]
+        given += [
+            "--class",
+            class_of(SUBJECT),
+            "--method",
+            method,
+            "--steps",
+            steps,
+            "--samples",
+            0,
+            "--out",
+            home / "run",
+            "--save-every",
+            10**6,
+        ]
         if same:
             given += ["--learning-rate", RATES[method], "--identifier", "sks", "--prior-count", class_images]
             given += ["--prior-steps", 50, "--prior-guidance", 7.5, "--resolution", SIZE]
@@ -59,18 +73,17 @@ def ours(method: str, class_images: int, same: bool) -> Job:
     return command
 
 
-def theirs(diffusers: Path, method: str, class_images: int) -> Job:
-    """Their command."""
+def theirs(diffusers: Path, method: str, class_images: int, subject: str = SUBJECT) -> Job:
+    """Their command; without class images it has no prior preservation."""
+    noun = class_of(subject)
+    prior = {"class_prompt": f"a {noun}", "num_class_images": class_images}
     script = diffusers / "examples" / "dreambooth" / SCRIPTS[method]
 
     def command(home: Path, steps: int) -> list[str]:
         given = {
             "pretrained_model_name_or_path": BASE,
-            "instance_data_dir": PHOTOS,
-            "instance_prompt": "a sks dog",
-            "class_data_dir": home / "cache",
-            "class_prompt": "a dog",
-            "num_class_images": class_images,
+            "instance_data_dir": SUBJECTS / subject / "photos",
+            "instance_prompt": f"a sks {noun}",
             "output_dir": home / "run",
             "resolution": SIZE,
             "train_batch_size": 1,
@@ -81,10 +94,12 @@ def theirs(diffusers: Path, method: str, class_images: int) -> Job:
             "checkpointing_steps": 10**6,
             "seed": 0,
             **({"rank": RANK} if method == "lora" else {}),
+            **(prior | {"class_data_dir": home / "cache"} if class_images else {}),
         }
         flags = [word for name, value in given.items() for word in (f"--{name}", str(value))]
         runner = Path(__file__).parent / "stand_in.py"
-        return [sys.executable, str(runner), str(script), *flags, "--with_prior_preservation", "--center_crop"]
+        preserved = ["--with_prior_preservation"] if class_images else []
+        return [sys.executable, str(runner), str(script), *flags, *preserved, "--center_crop"]
 
     return command
 

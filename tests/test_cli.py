@@ -132,6 +132,14 @@ def test_help_is_quick() -> None:
     assert used < 2
 
 
+def test_output_that_nobody_reads_is_no_error() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-m", "dreambooth", "models"], stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 WITHOUT_TORCH = """
 import contextlib, io, sys
 from dreambooth import cli

@@ -22,13 +22,17 @@ __all__ = ["app", "applying", "keeping", "main", "making", "measuring", "sharing
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit: 0 done, 2 the user's mistake, 1 anything else, 130 interrupted."""
+    """Run the command line and exit: 0 done, 2 the user's mistake, 1 anything else, 130 interrupted, 141 unread."""
     os.environ.setdefault("HF_HUB_VERBOSITY", "critical")  # what the hub's library raises is told in one line
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     try:
         app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
     except (UserError, CycloptsError) as error:
         _fail(_one_line(error), 2)
+    except BrokenPipeError:  # who reads has read enough: `dreambooth models | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it exits
+        sys.exit(128 + 13)  # as by SIGPIPE
     except (FileExistsError, NotADirectoryError) as error:
         _fail(f"{error.filename} is a file, where a folder is wanted: give another path", 2)
     except RunError as error:
