@@ -135,9 +135,33 @@ def test_the_subject_counts_and_not_where_its_photos_lie(changed: dict[str, str]
 
 
 @pytest.mark.parametrize("setting", LATER)
-def test_a_later_setting_does_not_count_at_its_default(setting: str) -> None:
+def test_a_later_setting_does_not_count_as_what_it_was(setting: str) -> None:
     """Runs from before it was there keep their identity."""
-    assert setting not in counted(recipe())
+    assert setting not in counted(recipe(**{setting: LATER[setting]}))
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({}, "parent"),
+        ({"method": "pivotal"}, "parent"),
+        ({"method": "full"}, "images"),
+        ({"method": "full", "prior_loss": "parent"}, "parent"),
+        ({"method": "textual-inversion"}, "images"),
+        ({"prior_weight": 0.0}, "images"),
+        ({"dco_beta": 1000.0}, "images"),
+        ({"l2_to_base": 1.0}, "images"),
+        ({"prior_images": "dogs"}, "images"),
+        ({"prior_count": 7}, "images"),
+        ({"prior_precision": "bf16"}, "images"),
+    ],
+)
+def test_the_prior_is_the_best_that_was_measured_unless_class_images_are_asked_for(
+    values: dict[str, Any], expected: str, tiny_sd: Path
+) -> None:
+    filled, reasons = presets.fill(recipe(**values), resolve(str(tiny_sd)), 32, "cpu")
+    assert filled.prior_loss == expected
+    assert ("prior_loss" in reasons) == ("prior_loss" not in values)
 
 
 @pytest.mark.parametrize(("method", "weight"), [("lora", 1.0), ("full", 1.0), ("textual-inversion", 0.0)])
@@ -350,10 +374,11 @@ def test_nothing_is_left_open_and_every_choice_has_a_reason(tiny_sd: Path, monke
 @pytest.mark.parametrize(
     ("values", "accelerator", "has_bf16", "expected"),
     [
-        ({}, "cpu", True, "bf16"),
-        ({}, "cpu", False, None),
-        ({}, "cuda", True, None),
-        ({"precision": "fp32"}, "cpu", True, None),
+        ({"method": "full"}, "cpu", True, "bf16"),
+        ({"prior_loss": "images"}, "cpu", True, "bf16"),
+        ({"prior_loss": "images"}, "cpu", False, None),
+        ({"prior_loss": "images"}, "cuda", True, None),
+        ({"prior_loss": "images", "precision": "fp32"}, "cpu", True, None),
         ({"precision": "fp32", "prior_precision": "bf16"}, "cpu", False, "bf16"),
         ({"prior_loss": "parent"}, "cpu", True, None),
         ({"prior_weight": 0.0}, "cpu", True, None),

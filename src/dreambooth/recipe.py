@@ -21,25 +21,25 @@ Refusal = Literal["identifier", "learning-rate", "alpha", "resolution", "scenes"
 """Names of the refusals that `--allow` overrides."""
 
 
-LATER = (
-    "label",
-    "adapter",
-    "min_rank",
-    "prior_loss",
-    "dco_beta",
-    "l2_to_base",
-    "optimizer",
-    "ema",
-    "select",
-    "base",
-    "low_resolution_noise",
-    "aspect",
-    "more_resolutions",
-    "step_in_backward",
-    "ema_profiles",
-    "prior_precision",
-)
-"""Settings that came after the first runs were made."""
+LATER: dict[str, Any] = {
+    "label": LABEL,
+    "adapter": "lora",
+    "min_rank": None,
+    "prior_loss": "images",
+    "dco_beta": None,
+    "l2_to_base": None,
+    "optimizer": "adamw",
+    "ema": None,
+    "select": False,
+    "base": None,
+    "low_resolution_noise": None,
+    "aspect": "square",
+    "more_resolutions": (),
+    "step_in_backward": False,
+    "ema_profiles": False,
+    "prior_precision": None,
+}
+"""Settings that came after the first runs were made, and what they were until then."""
 
 SHAPES = {
     "tuple_type": "give a list",
@@ -111,8 +111,8 @@ class Settings(BaseModel):
     prior_weight: float | None = Field(
         None, ge=0, description="Lambda of the prior-preservation loss; 0: no class images. Textual inversion: 0."
     )
-    prior_loss: Literal["images", "distilled", "parent"] = Field(
-        "images", description="Keep the class by class images; by the frozen model on them; or on the photos as class."
+    prior_loss: Literal["images", "distilled", "parent"] | None = Field(
+        None, description="Keep the class by class images; by the frozen model on them; or on the photos as class."
     )
     prior_count: int | None = Field(None, ge=1, description="Class images.")
     prior_images: Path | None = Field(None, description="Folder of real class images to use instead of generated ones.")
@@ -305,12 +305,12 @@ def first_problem(error: ValidationError) -> str:
 def counted(recipe: Recipe) -> dict[str, Any]:
     """Return the settings that a run's identity counts: no paths, no logging, no steps where more only go on.
 
-    Settings of `LATER` count where they are not the default: runs from before they were there keep their identity.
+    Settings of `LATER` count where they are not what they were: runs from before they were there keep their identity.
     """
     aside = {name for name, field in Recipe.model_fields.items() if _is_aside(field.json_schema_extra)}
     is_phased = recipe.schedule != "constant" or recipe.method == "pivotal"
     aside |= {"subjects", "prior_images", "start"} | (set() if is_phased else {"steps"})
-    aside |= {name for name in LATER if getattr(recipe, name) == Recipe.model_fields[name].default}
+    aside |= {name for name, was in LATER.items() if getattr(recipe, name) == was}
     subjects = [subject.model_dump(mode="json", exclude={"photos"}) for subject in recipe.subjects]
     return {"subjects": subjects, **recipe.model_dump(mode="json", exclude=aside)}
 

@@ -80,7 +80,7 @@ def train(recipe: Recipe, out: str | Path | None = None, reporter: Reporter | No
 def make_class_images(
     class_noun: str, model: str | None, count: int | None, folder: Path | None, reporter: Reporter
 ) -> prior.ClassImages:
-    """Make or top up the class images that a default run on `class_noun` uses.
+    """Make or top up the class images that a run on `class_noun` with `--prior-loss images` uses.
 
     Args:
         class_noun: The class.
@@ -96,7 +96,7 @@ def make_class_images(
     name = model or choose_for_device()[0]
     source = resolve(name)
     subject = {"photos": ".", "class_noun": class_noun}
-    open_recipe = Recipe.of({"model": name, "prior_count": count, "subjects": [subject]})
+    open_recipe = Recipe.of({"model": name, "prior_loss": "images", "prior_count": count, "subjects": [subject]})
     recipe, _ = presets.fill(open_recipe, source, native_resolution(source), device.type)
     family = families.get(source.family)
     pipe = place(family.load(source, storage_dtype(recipe)), device)

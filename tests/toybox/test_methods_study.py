@@ -13,28 +13,29 @@ from dreambooth.evaluation.scoring import Grid
 from dreambooth.evaluation.statistics import estimate
 from dreambooth.progress import Silent
 from dreambooth.toybox import methods
-from dreambooth.toybox.methods import ARMS, METRICS, STEPS, Cost, along, balance, best, curve_part, final_part
+from dreambooth.toybox.methods import ARMS, HALVED, METRICS, STEPS, Cost, along, best, curve_part, final_part
+from dreambooth.toybox.reproduction import PAPER
 from dreambooth.toybox.study import Arm, Rows, Study, merge
 
 SUBJECTS = ("a", "b", "c", "d", "e", "f")
-LEVELS = {"floor_dino": 0.2, "oracle_dino": 1.0, "ceiling_clip_t": 0.5, "clip_t": 0.4}
 
 
-def rows(dino: float) -> Rows:
-    """Scores of six subjects: of every metric what `LEVELS` says, DINO as given."""
-    levels = dict.fromkeys(METRICS, 0.3) | LEVELS
+def rows(level: float, pres: float = 0.3) -> Rows:
+    """Scores of six subjects: DINO and the balance as given, PRES too, of every other metric the same."""
+    levels = dict.fromkeys(METRICS, 0.3)
     found = []
     for index, subject in enumerate(SUBJECTS):
         grid = Grid(subject, ("x", "y"), (0, 1))
         shifts = 0.01 * index * np.array([1.0, -1.0, 1.0, -1.0])
-        own = {"dino": dino * (1 + 0.02 * (index - 2.5))}
-        found.append({name: grid.scores(level + shifts) for name, level in (levels | own).items()})
+        own = {name: value * (1 + 0.02 * (index - 2.5)) for name, value in {"dino": level, "pres": pres}.items()}
+        every = levels | own | {"balance": own["dino"]}
+        found.append({name: grid.scores(value + shifts) for name, value in every.items()})
     return merge(found)
 
 
-@pytest.mark.parametrize("arm", ARMS, ids=lambda arm: arm.name)
+@pytest.mark.parametrize("arm", [*ARMS, HALVED], ids=lambda arm: arm.name)
 def test_every_arm_is_a_run_that_would_start(arm: Arm, tmp_path: Path) -> None:
-    plans = planning.make_plans(Study(tmp_path).recipe(arm, "spotted_dog", 0))
+    plans = planning.make_plans(Study(tmp_path, settings=PAPER).recipe(arm, "spotted_dog", 0))
     assert all(getattr(plans.recipe, name) == value for name, value in arm.settings.items())
 
 
@@ -43,8 +44,12 @@ def test_arms_have_names_of_their_own() -> None:
     assert ARMS[0].settings == {}
 
 
-def test_balance_is_the_mean_of_the_way_to_the_photos_and_of_what_is_left_of_the_prompt() -> None:
-    assert balance(rows(0.6)) == pytest.approx((0.5 + 0.8) / 2)
+def test_what_became_the_default_is_the_default(tmp_path: Path) -> None:
+    """The page says so; a default that moves on must be measured anew."""
+    default, halved = (
+        planning.make_plans(Study(tmp_path).recipe(arm, "spotted_dog", 0)).recipe for arm in (Arm("default"), HALVED)
+    )
+    assert default == halved
 
 
 def test_the_best_go_on_with_the_default_among_them() -> None:
@@ -58,11 +63,17 @@ def test_the_best_go_on_with_the_default_among_them() -> None:
 
 
 def test_a_difference_from_the_default_is_told_with_its_interval() -> None:
-    lines = final_part({ARMS[0].name: rows(0.5), "full": rows(0.6), "DoRA": rows(0.5)}, "six").splitlines()
-    told = {line.split("|")[1].strip(): line for line in lines if "better" in line or "no difference" in line}
-    assert "+0.100" in told["full"]
-    assert "better" in told["full"]
-    assert "better" not in told["DoRA"]
+    found = {ARMS[0].name: rows(0.5), "full": rows(0.6, pres=0.4), "DoRA": rows(0.5)}
+    lines = final_part(found, "six").splitlines()
+    told = {
+        line.split("|")[1].strip(): dict(zip(METRICS, line.split("|")[2:-1], strict=True))
+        for line in lines
+        if "better" in line or "no difference" in line
+    }
+    assert "+0.100" in told["full"]["dino"]
+    assert "better" in told["full"]["dino"]
+    assert "worse" in told["full"]["pres"], "of PRES less is better"
+    assert not any("better" in cell for cell in told["DoRA"].values())
 
 
 def test_a_curve_is_one_run_looked_at_on_its_way() -> None:

@@ -10,8 +10,8 @@ import pytest
 from dreambooth import looks
 from dreambooth.evaluation.scoring import Grid
 from dreambooth.toybox import selection
-from dreambooth.toybox.selection import SELECT, SHOWN, balances, counts, least_loss, write_up
-from dreambooth.toybox.study import Rows, Study, merge
+from dreambooth.toybox.selection import SELECT, SHOWN, counts, least_loss, write_up
+from dreambooth.toybox.study import Rows, Study, balances, by_training, merge
 
 SUBJECTS = ("a", "b", "c", "d", "e", "f")
 FIXED = ["100 steps", "200 steps"]
@@ -42,7 +42,7 @@ def test_the_counts_are_those_at_which_it_looks_and_the_last_is_the_default(tmp_
 
 
 def test_a_training_has_a_balance_of_its_own() -> None:
-    found = balances(rows(0.6))
+    found = by_training(balances(rows(0.6)))
     assert len(found) == 12
     assert found["a", 0] == found["a", 1] == pytest.approx((0.5 + 0.8) / 2)
     assert found["f", 1] == pytest.approx((0.46 / 0.8 + 0.8) / 2)

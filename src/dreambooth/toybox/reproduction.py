@@ -32,12 +32,14 @@ from dreambooth.toybox.world.vocabulary import COLOURS
 STEPS = (100, 200, 400, 800)
 SUBJECT_NAMES = ("spotted_dog", "striped_cat", "tin_robot", "painted_teapot", "rally_car", "garden_duck")
 OURS, BARE, TOKEN, DESCRIBED = "DreamBooth", "without prior", "textual inversion", "described"
+PAPER = {"prior_loss": "images", "steps": 600}
+"""The paper's prior in every arm, and as many steps as its LoRA wants with it."""
 ARMS = (
     Arm(OURS),
     Arm(BARE, {"prior_weight": 0.0}),
     Arm("full", {"method": "full"}),
     Arm("full without prior", {"method": "full", "prior_weight": 0.0}),
-    Arm(TOKEN, {"method": "textual-inversion"}),
+    Arm(TOKEN, {"method": "textual-inversion", "steps": 400}),
     Arm("wrong class", noun="clock"),
     Arm("no class", {"label": "a [V]"}),
     *(Arm(f"photos {count}", photos=count) for count in (1, 2, 3, 4)),
@@ -108,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     hush_libraries()
     reporter = Lines(sys.stdout)
-    study = Study(chosen.home, chosen.model, workers=chosen.workers, archive=chosen.archive)
+    study = Study(chosen.home, chosen.model, workers=chosen.workers, archive=chosen.archive, settings=PAPER)
     seeds = range(chosen.seeds)
     found = study.run(ARMS, chosen.subjects, seeds, reporter)
     found[DESCRIBED] = merge([described(study, name, seed, reporter) for seed in seeds for name in chosen.subjects])

@@ -15,13 +15,12 @@ import numpy as np
 
 from dreambooth import looks, planning
 from dreambooth.evaluation import statistics
-from dreambooth.evaluation.statistics import Scores
 from dreambooth.files import write_text
 from dreambooth.paths import cache_root
 from dreambooth.progress import Lines, hush_libraries
 from dreambooth.toybox import SUBJECTS
 from dreambooth.toybox.reproduction import WORDS, verdict
-from dreambooth.toybox.study import ARCHIVE, Arm, Rows, Study, Training, by_training, difference
+from dreambooth.toybox.study import ARCHIVE, Arm, Rows, Study, Training, balances, by_training, difference, of_trainings
 
 SELECT = Arm("--select", {"select": True})
 HELD_OUT = "the least held-out loss"
@@ -56,17 +55,6 @@ def counts(study: Study, subject: str) -> list[Arm]:
     return [Arm(f"{step} steps", {"steps": step}, chain="fixed") for step in at]
 
 
-def balances(rows: Rows) -> dict[Training, float]:
-    """Return for each training the mean of two shares: the way in DINO from class to photos, and of CLIP-T kept."""
-    dino, floor, oracle, clip_t, ceiling = (
-        by_training(rows[name]) for name in ("dino", "floor_dino", "oracle_dino", "clip_t", "ceiling_clip_t")
-    )
-    return {
-        each: ((dino[each] - floor[each]) / (oracle[each] - floor[each]) + clip_t[each] / ceiling[each]) / 2
-        for each in dino
-    }
-
-
 def least_loss(found: Mapping[str, Rows], fixed: Sequence[str]) -> dict[Training, str]:
     """Return for each training the count of steps after which renders that were held out are denoised best."""
     losses = {name: by_training(found[name]["held_out_loss"]) for name in fixed}
@@ -81,7 +69,7 @@ def write_up(found: Mapping[str, Rows], fixed: Sequence[str], size: str) -> str:
         fixed: Names of the arms of a fixed count, the default the last.
         size: What was measured, in words.
     """
-    values = {name: balances(rows) for name, rows in found.items()}
+    values = {name: by_training(balances(rows)) for name, rows in found.items()}
     stopped = least_loss(found, fixed)
     values[HELD_OUT] = {each: values[name][each] for each, name in stopped.items()}
     default, hindsight = fixed[-1], max(fixed, key=lambda name: float(np.mean(list(values[name].values()))))
@@ -112,21 +100,14 @@ def write_up(found: Mapping[str, Rows], fixed: Sequence[str], size: str) -> str:
 def _differences(values: Mapping[str, Mapping[Training, float]], default: str, hindsight: str) -> Iterator[str]:
     pairs = [(SELECT.name, default), (SELECT.name, hindsight), (SELECT.name, HELD_OUT), (HELD_OUT, default)]
     for one, two in pairs:
-        apart = difference(_scores(values[one]), _scores(values[two]))
+        apart = difference(of_trainings(values[one]), of_trainings(values[two]))
         yield f"| {one} over {two} | {apart.text('+')} | {WORDS[verdict(apart)]} |"
 
 
 def _row(name: str, value: Mapping[Training, float], rows: Rows | None) -> str:
     cells = [statistics.estimate(rows[metric]).text() if rows else "" for metric in SHOWN]
-    balance = difference(_scores(value), _scores(dict.fromkeys(value, 0.0)))  # subjects are the units
+    balance = difference(of_trainings(value), of_trainings(dict.fromkeys(value, 0.0)))  # subjects are the units
     return f"| {name} | {balance.text()} | {' | '.join(cells)} |"
-
-
-def _scores(values: Mapping[Training, float]) -> Scores:
-    count = len(values)
-    subject_N = np.array([subject for subject, _ in values])
-    seed_N = np.array([seed for _, seed in values])
-    return Scores(np.array(list(values.values())), subject_N, np.zeros(count, int), seed_N, np.full(count, ""))
 
 
 if __name__ == "__main__":

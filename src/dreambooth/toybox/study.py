@@ -89,6 +89,7 @@ class Study:
         count: Pictures of each.
         workers: Processes that measure cells side by side; of one thread each where there are several.
         archive: File of what was measured, a line a cell.
+        settings: What every arm's recipe sets, unless the arm sets it otherwise.
     """
 
     home: Path
@@ -97,6 +98,7 @@ class Study:
     count: int = 2
     workers: int = 1
     archive: Path = ARCHIVE
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def run(
         self, arms: Sequence[Arm], subjects: Sequence[str], seeds: Iterable[int], reporter: Reporter
@@ -208,7 +210,7 @@ class Study:
             photos = _first(photos, arm.photos, self.home / "photos" / f"{subject}-{arm.photos}")
         described = {"photos": photos, "class_noun": arm.noun or class_of(subject)}
         base = {"model": self.model, "precision": "fp32", "seed": seed, "samples": 0, "keep": 1}
-        return Recipe.of({**base, **arm.settings, "subjects": [described]})
+        return Recipe.of({**base, **self.settings, **arm.settings, "subjects": [described]})
 
 
 def class_of(subject: str) -> str:
@@ -226,6 +228,27 @@ def by_training(scores: Scores) -> dict[Training, float]:
         )
         for each in dict.fromkeys(trainings)
     }
+
+
+def balances(rows: Rows) -> Scores:
+    """Return for each training the mean of two shares: the way in DINO from class to photos, and of CLIP-T kept."""
+    dino, floor, oracle, clip_t, ceiling = (
+        by_training(rows[name]) for name in ("dino", "floor_dino", "oracle_dino", "clip_t", "ceiling_clip_t")
+    )
+    return of_trainings(
+        {
+            each: ((dino[each] - floor[each]) / (oracle[each] - floor[each]) + clip_t[each] / ceiling[each]) / 2
+            for each in dino
+        }
+    )
+
+
+def of_trainings(values: Mapping[Training, float]) -> Scores:
+    """Return one row for each training."""
+    count = len(values)
+    subject_N = np.array([subject for subject, _ in values])
+    seed_N = np.array([1000 * seed for _, seed in values])  # as in the rows of cells, so that `by_training` reads them
+    return Scores(np.array(list(values.values())), subject_N, np.zeros(count, int), seed_N, np.full(count, ""))
 
 
 def merge(found: Sequence[Rows]) -> Rows:
