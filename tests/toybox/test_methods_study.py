@@ -13,7 +13,7 @@ from dreambooth.evaluation.scoring import Grid
 from dreambooth.evaluation.statistics import estimate
 from dreambooth.progress import Silent
 from dreambooth.toybox import methods
-from dreambooth.toybox.methods import ARMS, HALVED, METRICS, STEPS, Cost, along, best, curve_part, final_part
+from dreambooth.toybox.methods import ARMS, HALVED, METRICS, STEPS, along, best, curve_part, final_part
 from dreambooth.toybox.reproduction import PAPER
 from dreambooth.toybox.study import Arm, Rows, Study, merge
 
@@ -56,7 +56,7 @@ def test_the_best_go_on_with_the_default_among_them() -> None:
     screened = {arm.name: rows(0.5) for arm in ARMS} | {ARMS[0].name: rows(0.1)}
     screened |= {"full": rows(0.9), "DoRA": rows(0.8)}
     assert [arm.name for arm in best(screened, 3)] == [ARMS[0].name, "full", "DoRA"]
-    table = methods.screen_part(screened, dict.fromkeys(screened, Cost(60, 400)), 2).splitlines()
+    table = methods.screen_part(screened, dict.fromkeys(screened, 1.5), dict.fromkeys(screened, 400)).splitlines()
     names = [line.split("|")[1].strip() for line in table if line.startswith("| ") and "|" in line[2:]]
     assert [name for name in names if name in screened][:2] == ["full", "DoRA"]
     assert names[-1] == ARMS[0].name
@@ -74,6 +74,15 @@ def test_a_difference_from_the_default_is_told_with_its_interval() -> None:
     assert "better" in told["full"]["dino"]
     assert "worse" in told["full"]["pres"], "of PRES less is better"
     assert not any("better" in cell for cell in told["DoRA"].values())
+
+
+def test_a_pace_is_that_of_two_that_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(methods, "PACED", 3)
+    study = Study(tmp_path, archive=tmp_path / "archive.jsonl", settings={"prior_weight": 0.0, "rank": 2})
+    found = methods.pace(study, Arm("twice the photos", {"batch_size": 8}), "spotted_dog")
+    assert 1 < found < 8
+    monkeypatch.setattr(methods, "train", None)
+    assert methods.pace(study, Arm("again", {"batch_size": 8}), "spotted_dog") == pytest.approx(found, rel=1e-3)
 
 
 def test_a_curve_is_one_run_looked_at_on_its_way() -> None:
