@@ -43,6 +43,7 @@ def recipe_for(model: Path, **values: object) -> Recipe:
         "precision": "fp32",
         "resolution": 32,
         "prior_weight": 1.0,
+        "prior_loss": "images",
         "subjects": [{"photos": ".", "class_noun": NOUN, "identifier": "ohwx"}],
     }
     return Recipe.of({**defaults, **values})

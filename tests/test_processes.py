@@ -93,10 +93,10 @@ def test_class_images_are_shared_out_whatever_the_others_have_drawn_meanwhile(
 
     monkeypatch.setattr(prior, "draw", draw)
     identity = prior.Identity("model", "a dog", "sampler", 1, 1.0, 32, "fp32", batch=2, seed=0)
-    images = prior.ClassImages(tmp_path, identity, count=17)
+    images = prior.ClassImages(tmp_path, identity, count=17, autocast=None)
     images.path(5).touch()  # an interrupted run came so far
     for rank in (2, 0, 1):
-        prior.make(Mock(), Mock(), images, Silent(), rank, 3)
+        prior.make(Mock(device=torch.device("cpu")), Mock(), images, Silent(), rank, 3)
     assert images.missing == []
     assert len(drawn) == len(set(drawn)) == 9
 

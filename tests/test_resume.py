@@ -37,7 +37,7 @@ from tests.commands import ENVIRONMENT, SAVE_EVERY, STEPS, Command, assert_same_
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs fork and POSIX signals")
 
 IDENTITY = prior.Identity("model", "a dog", "sampler", 1, 1.0, 32, "fp32", batch=1, seed=0)
-SET = partial(prior.ClassImages, identity=IDENTITY, count=1)
+SET = partial(prior.ClassImages, identity=IDENTITY, count=1, autocast=None)
 KINDS = {
     "lora": (),
     "full": ("--method", "full"),

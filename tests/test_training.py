@@ -160,7 +160,9 @@ def test_the_runs_pictures_are_those_of_the_shipped_adapter_in_stock_diffusers(
     ).images
     for entry, expected in zip(after, drawn, strict=True):
         with Image.open(done.samples / entry["file"]) as saved:
-            np.testing.assert_array_equal(np.asarray(saved), np.asarray(expected))
+            apart = np.abs(np.asarray(saved, dtype=int) - np.asarray(expected, dtype=int))
+        assert apart.max() <= 1, "drawn beside other pictures, a pixel may round the other way"
+        assert apart.mean() < 0.01
 
 
 def test_full_fine_tuning_leaves_the_autoencoder_alone_and_moves_the_denoiser(

@@ -170,11 +170,9 @@ def class_images(plan: Plan) -> Found:
     folders = [subject.photos.resolve() for subject in recipe.subjects]
     if len(set(folders)) < len(folders):
         yield Objection("two subjects have the same folder of photos: give each its own")
-    if not recipe.prior_weight:
-        return
-    if recipe.prior_images:
-        if recipe.prior_images.resolve() in folders:
-            yield Objection("--prior-images are the subject's own photos: give pictures of others of its class")
+    if recipe.prior_weight and recipe.prior_images and recipe.prior_images.resolve() in folders:
+        yield Objection("--prior-images are the subject's own photos: give pictures of others of its class")
+    if not recipe.draws_class_images:
         return
     if (recipe.prior_count or 0) < FEW_CLASS_IMAGES:
         yield f"{recipe.prior_count} class images are soon known by heart: give --prior-count {FEW_CLASS_IMAGES}"

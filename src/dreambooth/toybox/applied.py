@@ -1,8 +1,8 @@
 """Which applications succeed here? `python -m dreambooth.toybox.applied` asks the toybox's truth.
 
-Bundled subjects are trained as in the study of the paper's claims, whose runs are used where they are there; every
-cell whose words a classifier of renders knows is drawn by the run and by the frozen model, and the classifier says
-whether the pictures show what was asked for. Interrupted, the same command goes on.
+Bundled subjects are trained with the defaults, and runs that are there are used; every cell whose words a classifier
+of renders knows is drawn by the run and by the frozen model, and the classifier says whether the pictures show what was
+asked for. Interrupted, the same command goes on.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How well are the bundled subjects learned? `python -m dreambooth.toybox.learned` measures it against truth.
 
-Every subject is trained with each method's defaults, as in the study of the paper's claims, whose runs are used where
-they are there. Interrupted, the same command goes on.
+Every subject is trained with each method's defaults; runs that are there are used. Interrupted, the same command goes
+on.
 """
 
 from __future__ import annotations
