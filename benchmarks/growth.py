@@ -1,8 +1,9 @@
-"""How cost grows: `python benchmarks/growth.py [photos resolution batch classes processes]`.
+"""How cost grows: `python benchmarks/growth.py [photos resolution batch classes processes encoder]`.
 
 Whole `dreambooth train` commands on the toybox, each in a process of its own, that differ in one thing: the number of
 photos, the resolution, the batch, the class images to make, the processes. "start" is all before the first step but
-class images. Beside 1,000 photos stands what the encoder alone takes for as many ready tensors.
+class images. Beside 1,000 photos stands what the encoder alone takes for as many ready tensors; `encoder` measures the
+same with an autoencoder of real size (Stable Diffusion's shapes, random weights) and photos of 12 megapixels.
 """
 
 from __future__ import annotations
@@ -16,13 +17,17 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import real_models
 import torch
 from PIL import Image
 
-from dreambooth import families
+from dreambooth import families, photos
+from dreambooth.cache import Row, encode_photos
+from dreambooth.families import common
 from dreambooth.models import resolve
 from dreambooth.progress import hush_libraries
 
@@ -51,8 +56,8 @@ def write_photos(folder: Path, count: int) -> Path:
 
 def command(what: str, count: int, home: Path) -> list[str]:
     """The command of a case."""
-    photos = write_photos(home / "photos", count if what == "photos" else 8)
-    given: list[object] = ["train", photos, "--class", "dog", "--model", "toybox", "--samples", 0, "--json"]
+    folder = write_photos(home / "photos", count if what == "photos" else 8)
+    given: list[object] = ["train", folder, "--class", "dog", "--model", "toybox", "--samples", 0, "--json"]
     given += ["--steps", STEPS, "--out", home / "run"]
     given += ["--resolution", count if what == "resolution" else 64]
     given += ["--batch-size", {"batch": count, "processes": 2}.get(what, 1)]
@@ -98,20 +103,51 @@ def encoder_alone(count: int) -> float:
     return time.perf_counter() - began
 
 
+@torch.no_grad()
+def real_encoder(count: int = 8, side: int = 256) -> dict[str, float]:
+    """Seconds in which photos as they come are read, checked and encoded, and those of the encoder alone."""
+    family: Any = common
+    pipe: Any = SimpleNamespace(vae=real_models.vae(torch.float32))
+    pixels_1CHW = torch.rand(1, 3, side, side)
+    family.encode_images(pipe, pixels_1CHW)
+    began = time.perf_counter()
+    for _ in range(count):
+        family.encode_images(pipe, pixels_1CHW)
+    alone = time.perf_counter() - began
+    with tempfile.TemporaryDirectory() as folder:
+        for index in range(count):
+            blobs = np.random.default_rng(index).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+            Image.fromarray(blobs).resize((4000, 3000)).save(Path(folder) / f"{index}.jpg", quality=92)
+        began = time.perf_counter()
+        rows = [Row(photo, (side, side)) for photo in photos.usable(photos.read(Path(folder), side))]
+        for _ in encode_photos(pipe, family, rows, seed=0):
+            pass
+        whole = time.perf_counter() - began
+    return {
+        "photos": count,
+        "side": side,
+        "the encoder alone": round(alone, 2),
+        "read, checked, encoded": round(whole, 2),
+    }
+
+
 def main() -> None:
     """Measure and print, a JSON line a case."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", help=f"of {', '.join(GROWTH)} (default: all)")
     chosen = parser.parse_args()
-    if not set(chosen.what) <= set(GROWTH):
-        parser.error(f"choose from {', '.join(GROWTH)}")
+    known = [*GROWTH, "encoder"]
+    if not set(chosen.what) <= set(known):
+        parser.error(f"choose from {', '.join(known)}")
     hush_libraries()
     print(f"{platform.platform()}, torch {torch.__version__}, {torch.get_num_threads()} threads", flush=True)
-    for what in chosen.what or GROWTH:
-        for count in GROWTH[what]:
+    for what in chosen.what or known:
+        for count in GROWTH.get(what, ()):
             print(json.dumps(measure(what, count)), flush=True)
         if what == "photos":
             print(json.dumps({"the encoder alone, 1000 photos": round(encoder_alone(1000), 3)}), flush=True)
+        if what == "encoder":
+            print(json.dumps(real_encoder()), flush=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
-WORKERS = min(4, os.cpu_count() or 1)
+WORKERS = min(8, os.cpu_count() or 1)
 AHEAD = 16
 """Results that wait at most: each may be a decoded photo."""
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Hashable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dreambooth import photos
+from dreambooth.ahead import mapped
 from dreambooth.buckets import Size
 from dreambooth.families import Family
 from dreambooth.photos import Photo
@@ -141,6 +143,14 @@ def encode_photo(
         mask_11HW = torch.tensor(view.mask_HW)[None, None].float() / 255
         encoded["mask_1HW"] = F.interpolate(mask_11HW, encoded["mean_CHW"].shape[-2:], mode="area")[0]
     return encoded
+
+
+def encode_photos(
+    pipe: DiffusionPipeline, family: Family, rows: Sequence[Row], seed: int
+) -> Iterator[tuple[Row, dict[str, Tensor]]]:
+    """Encode views of photos one by one, while the files of the next are read."""
+    for row, view in zip(rows, mapped(partial(read_view, seed=seed), rows), strict=True):
+        yield row, encode_photo(pipe, family, row, seed, view)
 
 
 @torch.no_grad()

@@ -28,10 +28,9 @@ from dreambooth import (
     starting,
     swapping,
 )
-from dreambooth.ahead import mapped
 from dreambooth.averaging import Average, Profiles
 from dreambooth.batches import Item, Plan
-from dreambooth.cache import Memo, Row, Shelf, encode_photo, encode_prompt, read_view
+from dreambooth.cache import Memo, Row, Shelf, encode_photo, encode_photos, encode_prompt
 from dreambooth.errors import UserError
 from dreambooth.job import Job
 from dreambooth.looks import Watch
@@ -146,10 +145,9 @@ def _caches(
     with job.timed("caching"):
         rows = list(dict.fromkeys(row for item in items for row in item.rows))
         job.reporter.stage("caching", len(rows))
-        views = mapped(partial(read_view, seed=recipe.seed), rows)
         with _on_device(job, autoencoder):
-            for row, view in zip(rows, views, strict=True):
-                latents[row] = encode_photo(job.pipe, job.family, row, recipe.seed, view)
+            for row, encoded in encode_photos(job.pipe, job.family, rows, recipe.seed):
+                latents[row] = encoded
                 job.reporter.advance()
         if texts is not None:
             captions = {item.prompt for item in items}
