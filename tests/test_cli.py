@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -65,7 +66,7 @@ FLAGS = {
     "apply": "--clip-encoder --count --identity-encoder --json --kind --log-format --seed APPLICATIONS RUN",
     "bench": with_settings("--count --json --limit --log-format --out --prompts SUBJECTS"),
     "identifier": "--class --count --encoder --fast --json --letters --log-format --model --tokens",
-    "prior": "--class --count --json --log-format --model --out",
+    "prior": "--class --count --json --log-format --model --out --precision",
     "models": "--json",
     "report": "--json RUN",
     "export": "--format --json --out --push-to-hub RUN",
@@ -138,6 +139,11 @@ def test_output_that_nobody_reads_is_no_error() -> None:
     done = subprocess.run([sys.executable, "-m", "dreambooth", "models"], stdout=writing, stderr=subprocess.PIPE)
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_output_that_has_nowhere_to_go_is_no_error() -> None:
+    done = subprocess.run(f"{shlex.quote(sys.executable)} -m dreambooth models >&-", shell=True, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 WITHOUT_TORCH = """

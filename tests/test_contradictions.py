@@ -50,10 +50,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"min_rank": 4, "rank": 4}, "--min-rank 4 is no less than --rank 4: give a smaller one"),
     ({"min_rank": 2, "rank": 4, "adapter": "dora"}, "--min-rank does not go with --adapter dora"),
     ({**TOKEN, "prior_loss": "distilled"}, "--prior-loss distilled is of no use to textual inversion"),
-    (
-        {"prior_precision": "bf16", "precision": "bf16"},
-        "--prior-precision bf16 is for --precision fp32, and this is bf16: leave it out",
-    ),
     ({**TOKEN, "l2_to_base": 1.0}, "--l2-to-base does not go with --method textual-inversion"),
     ({"adapter": "lokr", "l2_to_base": 1.0}, "--l2-to-base does not go with --adapter lokr"),
     ({**PIVOTAL, "train_text_encoder": True}, "--train-text-encoder does not go with pivotal tuning"),

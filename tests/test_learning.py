@@ -68,6 +68,7 @@ def test_pictures_of_the_subject_move_towards_the_photos(runs: dict[str, Run]) -
 
 def test_the_class_takes_less_of_the_subject_with_prior_preservation(runs: dict[str, Run]) -> None:
     assert leak(runs["with prior"]) < 0.75 * leak(runs["without"])
+    assert leak(runs["parent"]) < 0.9 * leak(runs["without"])
 
 
 @pytest.mark.parametrize("name", ["with prior", "parent"])

@@ -381,6 +381,8 @@ def test_nothing_is_left_open_and_every_choice_has_a_reason(tiny_sd: Path, monke
         ({"prior_loss": "images", "precision": "fp32"}, "cpu", True, None),
         ({"precision": "fp32", "prior_precision": "bf16"}, "cpu", False, "bf16"),
         ({"prior_loss": "parent"}, "cpu", True, None),
+        ({"prior_loss": "parent", "prior_precision": "bf16"}, "cpu", True, None),
+        ({"method": "full", "precision": "bf16", "prior_precision": "bf16"}, "cpu", True, None),
         ({"prior_weight": 0.0}, "cpu", True, None),
         ({"prior_images": "dogs"}, "cpu", True, None),
         ({"method": "textual-inversion"}, "cpu", True, None),
@@ -397,7 +399,7 @@ def test_class_images_are_drawn_in_bf16_where_the_cpu_has_it_and_nothing_else_wa
     monkeypatch.setattr(environment, "has_bf16", lambda: has_bf16)
     filled, reasons = presets.fill(recipe(**values), resolve(str(tiny_sd)), 32, accelerator)
     assert filled.prior_precision == expected
-    assert ("prior_precision" in reasons) == (expected is not None and "prior_precision" not in values)
+    assert ("prior_precision" in reasons) == (filled.prior_precision != values.get("prior_precision"))
     again, _ = presets.fill(filled, resolve(str(tiny_sd)), 32, accelerator)
     assert again == filled, "a run's own recipe makes the same run, wherever it is repeated"
 

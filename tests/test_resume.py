@@ -41,9 +41,20 @@ SET = partial(prior.ClassImages, identity=IDENTITY, count=1, autocast=None)
 KINDS = {
     "lora": (),
     "full": ("--method", "full"),
-    "text encoder": ("--train-text-encoder",),
+    "text encoder": ("--train-text-encoder", "--prior-loss", "parent"),
     "textual inversion": ("--method", "textual-inversion"),
-    "buckets": ("--aspect", "keep", "--batch-size", "2", "--crops", "1", "--more-resolutions", "48"),
+    "buckets": (
+        "--aspect",
+        "keep",
+        "--batch-size",
+        "2",
+        "--crops",
+        "1",
+        "--more-resolutions",
+        "48",
+        "--prior-loss",
+        "parent",
+    ),
 }
 
 

@@ -56,12 +56,10 @@ def _of_losses(recipe: Recipe) -> Iterator[tuple[bool, str]]:
     yield inverts and prior != "images", nothing
     keeps = "--dco-beta keeps the class by itself: leave out --prior-weight and --prior-loss"
     yield recipe.dco_beta is not None and (recipe.prior_weight != 0 or prior != "images"), keeps
-    off = f"--prior-weight 0 switches --prior-loss {prior} off: leave one of them out"
+    off = f"--prior-weight 0 switches --prior-loss {prior} off: leave one of them out, or give --prior-loss images"
     yield prior != "images" and recipe.prior_weight == 0, off
     folder = "--prior-loss parent learns from the photos: leave out --prior-images, or use --prior-loss distilled"
     yield prior == "parent" and recipe.prior_images is not None, folder
-    drawn = f"--prior-precision bf16 is for --precision fp32, and this is {recipe.precision}: leave it out"
-    yield recipe.prior_precision is not None and recipe.precision in ("bf16", "fp16"), drawn
     measured = recipe.method == "full" or (recipe.has_adapter and recipe.adapter in ("lora", "rslora"))
     what = f"--adapter {recipe.adapter}" if recipe.has_adapter else f"--method {recipe.method}"
     yield recipe.l2_to_base is not None and not measured, f"--l2-to-base does not go with {what}: leave one of them out"

@@ -69,12 +69,13 @@ def fit(pipe: DiffusionPipeline, family: Family, recipe: Recipe, device: torch.d
 
 
 def _step_bytes(pipe: DiffusionPipeline, family: Family, way: Recipe, images: int, device: torch.device) -> int:
-    """Return what the largest pass takes, of so many images at most: class images are at the first resolution alone."""
+    """Return what the largest pass takes, of so many images at most. Class images are at the first resolution alone."""
     needed = memory.step_bytes(pipe, family, way, images, device)
     largest = max(buckets.resolutions(way))
     if largest != way.resolution:
         alone = way.model_copy(update={"resolution": largest})
-        needed = max(needed, memory.step_bytes(pipe, family, alone, min(images, way.batch_size), device))
+        most = images if way.prior_loss == "parent" else min(images, way.batch_size)
+        needed = max(needed, memory.step_bytes(pipe, family, alone, most, device))
     offloads = way.offload_blocks and device.type != "cpu"
     return needed - (swapping.saved(family.denoiser(pipe)) if offloads else 0)
 

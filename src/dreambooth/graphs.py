@@ -99,8 +99,8 @@ def require(recipe: Recipe, pipe: DiffusionPipeline, device: torch.device, proce
         "activations are recomputed": bool(recipe.gradient_checkpointing),
         "blocks are compiled": recipe.compile,
         "ranks depend on the noise": recipe.min_rank is not None,
-        "the loss compares with the frozen model (that of --prior-loss images does not)": recipe.prior_loss != "images"
-        or recipe.dco_beta is not None,
+        f"--prior-loss {recipe.prior_loss} asks the frozen model (images does not)": recipe.prior_loss != "images",
+        "--dco-beta asks the frozen model": recipe.dco_beta is not None,
         "the frozen base is of few bits": recipe.base is not None,
         "the text encoder is trained": recipe.train_text_encoder or recipe.method in ("textual-inversion", "pivotal"),
         f"the adapter is {recipe.adapter}": recipe.has_adapter and not recipe.is_lora,

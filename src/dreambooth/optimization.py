@@ -108,7 +108,10 @@ def _bring(job: Job, encodes: bool) -> None:
 
 
 def _items(job: Job, class_images: Sequence[Sequence[Photo]]) -> tuple[list[Item], list[Item]]:
-    """Pair every photo with its caption and every class image with the class prompt."""
+    """Pair photos with their captions, and what keeps the class with its own: class images, or the photos as class.
+
+    A photo whose caption does not name the subject is no picture of the class to compare with.
+    """
     recipe = job.recipe
     assert recipe.resolution is not None
     square = (recipe.resolution, recipe.resolution)
@@ -118,9 +121,11 @@ def _items(job: Job, class_images: Sequence[Sequence[Photo]]) -> tuple[list[Item
         for photo in pool:
             sizes = buckets.learnt(photo.size, recipe, job.family.STRIDE)
             rows = tuple(Row(photo, size, variant, mirrored) for size in sizes for variant, mirrored in views)
-            subject_items.append(Item(rows, caption(recipe, index, photo)))
-            if recipe.prior_loss == "parent" and recipe.prior_weight:
-                prior_items.append(Item(rows, class_caption(recipe, subject_items[-1].prompt)))
+            named = caption(recipe, index, photo)
+            plain = class_caption(recipe, named)
+            subject_items.append(Item(rows, named))
+            if recipe.prior_loss == "parent" and recipe.prior_weight and plain != named:
+                prior_items.append(Item(rows, plain))
         text = prompts.class_prompt(subject.class_noun)
         prior_items += [Item((Row(photo, square),), text) for photo in class_images[index]]
     return subject_items, prior_items

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from dreambooth import contradictions, environment, families, optimizers, quantise, upscaling
+from dreambooth import class_keeping, contradictions, families, optimizers, quantise, upscaling
 from dreambooth.errors import UserError
 from dreambooth.models import Source
 from dreambooth.recipe import Recipe
@@ -248,9 +248,6 @@ TRAINING: dict[tuple[str, str], Preset] = {
     **dict.fromkeys([("flux2", "full"), ("flux2-klein-4b", "full")], _FLOW_FULL),
 }
 
-OF_CLASS_IMAGES = ("prior_images", "prior_count", "prior_steps", "prior_guidance", "prior_precision")
-"""Settings of class images: who gives one wants them."""
-
 LORA_RATE_FLOOR = {
     **{"toybox": 1e-4, "sd": 2e-5, "sdxl": 2e-5},
     **dict.fromkeys(["sd3", "sd35-medium", "sd35-large"], 1e-5),
@@ -304,8 +301,8 @@ def fill(recipe: Recipe, source: Source, resolution: int, accelerator: str) -> t
         derive("alpha", math.sqrt(usual), f"the root of {usual}, the rank that the rate is for: there a scale of 1")
     elif recipe.has_strength:
         derive("alpha", float(recipe.rank or values["rank"]), "the rank: a scale of 1")
-    derive("prior_weight", *_prior_weight(recipe, source))
-    derive("prior_loss", *_prior_loss(recipe, recipe.model_copy(update=values)))
+    derive("prior_weight", *class_keeping.weight(recipe, source))
+    derive("prior_loss", *class_keeping.loss(recipe, recipe.model_copy(update=values)))
     further, why = upscaling.fill(recipe, source)
     values |= further
     reasons |= why
@@ -313,9 +310,11 @@ def fill(recipe: Recipe, source: Source, resolution: int, accelerator: str) -> t
         derive("text_encoder_learning_rate", recipe.learning_rate or values["learning_rate"], "the denoiser's")
     steps = recipe.steps or values["steps"]
     derive("save_every", max(1, min(500, -(-steps // 4))), "a quarter of the run, at most 500 steps")
-    if _draws_in_bf16(recipe, recipe.model_copy(update=values), accelerator):
-        derive("prior_precision", "bf16", "this CPU draws nearly twice as fast in it; steps stay in fp32")
     filled = recipe.model_copy(update=values)
+    drawn_in, why_in = class_keeping.precision(recipe, filled, accelerator)
+    if drawn_in != recipe.prior_precision:
+        filled = filled.model_copy(update={"prior_precision": drawn_in})
+        reasons["prior_precision"] = why_in
     _refuse(filled, chosen, accelerator)
     _refuse_text_training(recipe, source)
     upscaling.refuse(filled, source)
@@ -339,38 +338,10 @@ def _training(chosen: str, method: str) -> Preset:
     return TRAINING[chosen, method]
 
 
-def _prior_weight(recipe: Recipe, source: Source) -> tuple[float, str]:
-    if source.family in families.UPSCALERS and not upscaling.has_class_images(recipe):
-        return 0.0, upscaling.UNPROMPTED
-    if recipe.method == "textual-inversion":
-        return 0.0, "the model is frozen but for a new token: its classes cannot drift"
-    if recipe.dco_beta:
-        return 0.0, "DCO keeps the class by itself (Lee et al. 2024)"
-    if recipe.l2_to_base and recipe.prior_loss is None:
-        return 0.0, "the distance to the base model takes its place (Preserve and Personalize, 2025)"
-    return 1.0, "Ruiz et al. 2023"
-
-
-def _prior_loss(given: Recipe, filled: Recipe) -> tuple[str, str]:
-    if filled.prior_weight == 0:
-        return "images", "there is no prior"
-    asked = [name for name in OF_CLASS_IMAGES if getattr(given, name) is not None]
-    if asked:
-        return "images", f"--{asked[0].replace('_', '-')} is for class images"
-    if not filled.has_adapter:
-        return "images", "Ruiz et al. 2023, who train the whole denoiser"
-    return "parent", "as good in half the steps, without class images, measured on the toybox: docs/methods.md"
-
-
 def _precision(accelerator: str) -> tuple[str, str]:
     if accelerator == "cuda":
         return "bf16", "the device computes in bf16; trained weights stay fp32"
     return "fp32", f"exact, and as fast as the others on {accelerator}"
-
-
-def _draws_in_bf16(given: Recipe, filled: Recipe, accelerator: str) -> bool:
-    """Whether class images are drawn in bf16 while the steps are fp32. A precision that is given is for both."""
-    return given.precision is None and filled.draws_class_images and accelerator == "cpu" and environment.has_bf16()
 
 
 def _refuse_text_training(recipe: Recipe, source: Source) -> None:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -188,12 +188,17 @@ def make(
         generators = [generator(identity.seed, "class image", index) for index in indices]
         sampling = Sampling("", identity.steps, identity.guidance, identity.size)
         texts = [identity.prompt] * identity.batch
-        with torch.autocast(pipe.device.type, images.autocast, enabled=images.autocast is not None):
+        with _computing_in(images.autocast, pipe):
             drawn = [*draw(pipe, texts, generators, sampling, family.class_sampler(pipe))]
         for index, image in zip(indices, drawn, strict=True):
             with atomic(images.path(index)) as temporary:
                 image.save(temporary, format="PNG")
         reporter.advance(min(identity.batch, images.count - start))
+
+
+def _computing_in(dtype: torch.dtype | None, pipe: DiffusionPipeline) -> AbstractContextManager[None]:
+    device: torch.device = pipe._execution_device  # `device` is another where parts wait in host memory
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 def real(folder: Path, class_noun: str, resolution: int) -> list[Photo]:

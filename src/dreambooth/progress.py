@@ -31,7 +31,7 @@ class Step:
         step: Steps done, this one included.
         loss: Sum over the images of weight times loss.
         subject: The part of it that comes from photos.
-        prior: The part that comes from class images, before lambda; None without them.
+        prior: The part that keeps the class, before lambda; None without one.
         lr: Learning rate of the denoiser.
         grad_norm: Norm of the gradient before clipping.
         seconds: Duration; on an accelerator the mean since the last reading.

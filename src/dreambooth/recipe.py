@@ -90,7 +90,7 @@ class Settings(BaseModel):
     learning_rate: float | None = Field(None, gt=0, description="Peak learning rate of the denoiser or the new token.")
     schedule: Literal["constant", "cosine"] = Field("constant", description="Learning rate after the warm-up.")
     warmup: int = Field(0, ge=0, description="Steps of linear warm-up.")
-    batch_size: int = Field(1, ge=1, description="Photos an optimiser step; as many class images join them.")
+    batch_size: int = Field(1, ge=1, description="Photos an optimiser step; as many images for the prior join them.")
     accumulation: Annotated[
         int | None, _aside("Forward passes a step is split over: less memory, same result. Default: what fits.", ge=1)
     ] = None
@@ -109,17 +109,19 @@ class Settings(BaseModel):
     train_text_encoder: bool = Field(False, description="Train the text encoder too, by the same method.")
     text_encoder_learning_rate: float | None = Field(None, gt=0, description="Peak learning rate of the text encoder.")
     prior_weight: float | None = Field(
-        None, ge=0, description="Lambda of the prior-preservation loss; 0: no class images. Textual inversion: 0."
+        None, ge=0, description="Lambda of the prior-preservation loss; 0: no prior. Textual inversion: 0."
     )
     prior_loss: Literal["images", "distilled", "parent"] | None = Field(
-        None, description="Keep the class by class images; by the frozen model on them; or on the photos as class."
+        None,
+        description="Keep the class by class images (default of --method full, or where a setting of theirs is given); "
+        "by the frozen model on them; or by it on the photos as class (default of a LoRA).",
     )
     prior_count: int | None = Field(None, ge=1, description="Class images.")
     prior_images: Path | None = Field(None, description="Folder of real class images to use instead of generated ones.")
     prior_steps: int | None = Field(None, ge=1, description="Sampling steps of a class image.")
     prior_guidance: float | None = Field(None, ge=0, description="Guidance scale of a class image.")
     prior_precision: Literal["bf16"] | None = Field(
-        None, description="Draw class images in bf16. Default: on a CPU that has it, where no --precision is given."
+        None, description="Draw an fp32 run's class images in bf16. Default: on a CPU that has it, without --precision."
     )
     dco_beta: float | None = Field(
         None, gt=0, description="Beta of DCO, such as 1000: beat the frozen model, no more; off by default."

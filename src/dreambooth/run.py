@@ -17,7 +17,7 @@ import filelock
 from dreambooth.errors import UserError
 from dreambooth.files import disk_errors, sweep, write_json, write_text
 from dreambooth.progress import Step
-from dreambooth.recipe import Recipe, counted
+from dreambooth.recipe import LATER, Recipe, counted
 
 
 class Run:
@@ -182,8 +182,8 @@ class Run:
 
     def _difference(self, recipe: Recipe) -> str:
         old, new = _flat(self.recipe), _flat(recipe)
-        differ = [name for name in new if old.get(name) != new[name]]
-        shown = [f"{name}: {old.get(name)} there, {new[name]} here" for name in differ]
+        pairs = {name: (old.get(name, LATER.get(name)), new.get(name, LATER.get(name))) for name in {**new, **old}}
+        shown = [f"{name}: {there} there, {here} here" for name, (there, here) in pairs.items() if there != here]
         return "; ".join(shown[:3]) or "other photos or another base model"
 
 

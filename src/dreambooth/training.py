@@ -78,7 +78,12 @@ def train(recipe: Recipe, out: str | Path | None = None, reporter: Reporter | No
 
 
 def make_class_images(
-    class_noun: str, model: str | None, count: int | None, folder: Path | None, reporter: Reporter
+    class_noun: str,
+    model: str | None,
+    count: int | None,
+    precision: str | None,
+    folder: Path | None,
+    reporter: Reporter,
 ) -> prior.ClassImages:
     """Make or top up the class images that a run on `class_noun` with `--prior-loss images` uses.
 
@@ -86,6 +91,7 @@ def make_class_images(
         class_noun: The class.
         model: Base model; None for the one that suits the device.
         count: Images wanted; None for the model's preset.
+        precision: As in the recipe of the runs that they are for.
         folder: Where to keep them; None for the user's cache.
         reporter: Listens to the progress.
 
@@ -96,7 +102,8 @@ def make_class_images(
     name = model or choose_for_device()[0]
     source = resolve(name)
     subject = {"photos": ".", "class_noun": class_noun}
-    open_recipe = Recipe.of({"model": name, "prior_loss": "images", "prior_count": count, "subjects": [subject]})
+    wanted = {"prior_loss": "images", "prior_count": count, "precision": precision}
+    open_recipe = Recipe.of({"model": name, **wanted, "subjects": [subject]})
     recipe, _ = presets.fill(open_recipe, source, native_resolution(source), device.type)
     family = families.get(source.family)
     pipe = place(family.load(source, storage_dtype(recipe)), device)

@@ -13,7 +13,7 @@ from dreambooth.evaluation.scoring import Grid
 from dreambooth.evaluation.statistics import estimate
 from dreambooth.progress import Silent
 from dreambooth.toybox import methods
-from dreambooth.toybox.methods import ARMS, HALVED, METRICS, STEPS, along, best, curve_part, final_part
+from dreambooth.toybox.methods import ARMS, HALVED, METRICS, PACED, STEPS, along, best, curve_part, final_part, paced
 from dreambooth.toybox.reproduction import PAPER
 from dreambooth.toybox.study import Arm, Rows, Study, merge
 
@@ -37,6 +37,7 @@ def rows(level: float, pres: float = 0.3) -> Rows:
 def test_every_arm_is_a_run_that_would_start(arm: Arm, tmp_path: Path) -> None:
     plans = planning.make_plans(Study(tmp_path, settings=PAPER).recipe(arm, "spotted_dog", 0))
     assert all(getattr(plans.recipe, name) == value for name, value in arm.settings.items())
+    assert planning.make_plans(paced(Study(tmp_path, settings=PAPER), arm, "spotted_dog")).recipe.steps == PACED
 
 
 def test_arms_have_names_of_their_own() -> None:

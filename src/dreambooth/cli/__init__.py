@@ -27,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     try:
         app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
-        sys.stdout.flush()
+        if sys.stdout:
+            sys.stdout.flush()
     except (UserError, CycloptsError) as error:
         _fail(_one_line(error), 2)
     except BrokenPipeError:  # who reads has read enough: `dreambooth models | head -1`

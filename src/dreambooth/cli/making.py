@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -109,19 +109,22 @@ def prior(
     class_noun: Annotated[str, Parameter(name="--class", help="Noun of the class.")],
     model: Annotated[str | None, Parameter(help="Base model.")] = None,
     count: Annotated[int | None, Parameter(help="Class images. Default: the model's preset.")] = None,
+    precision: Annotated[
+        Literal["fp32", "bf16", "fp16"] | None, Parameter(help="As of the runs that they are for.")
+    ] = None,
     out: Annotated[
         Path | None, Parameter(help="Folder to keep them in. Default: the cache, where runs find them.")
     ] = None,
     log_format: LogFormat = "text",
     json: Json = False,
 ) -> None:
-    """Make or top up a set of class images for prior preservation."""
+    """Make or top up a set of class images for `train --prior-loss images` and `--method full`."""
     if count is not None and count < 1:
         raise UserError(f"--count {count}: give at least 1")
     with reporting(log_format) as reporter:
         from dreambooth.training import make_class_images
 
-        images = make_class_images(class_noun, model, count, out, reporter)
+        images = make_class_images(class_noun, model, count, precision, out, reporter)
     if json:
         print_json({"folder": str(images.folder), "count": images.count})
     else:

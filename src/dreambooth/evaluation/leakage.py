@@ -120,7 +120,7 @@ def finding(found: Sequence[Leak], nouns: Sequence[str]) -> Finding:
     text = f'"{worst.text}" moved {max(0.0, value):.0%} of the way towards the {nouns[worst.towards]} it does not name.'
     title = "Subjects stay apart" if level == "good" else "Subjects leak into one another"
     if level != "good":
-        text += " Train them separately and put both on (`generate RUN --adapter OTHER`), or give more class images."
+        text += " Train them separately and put both on (`generate RUN --adapter OTHER`), or raise --prior-weight."
     return Finding("leakage", title, level, text, {"share_of_the_way": worst.share})
 
 

@@ -142,9 +142,7 @@ def drift(identity: Embedded, grid: Grid) -> Finding:
     text = f"Without the identifier the class moved {max(0.0, share.value):.0%} of the way towards the subject."
     if level == "good":
         return Finding("drift", "The class stayed itself", level, text, figures)
-    return Finding(
-        "drift", "Language drift", level, f"{text} More class images or a larger prior weight hold it.", figures
-    )
+    return Finding("drift", "Language drift", level, f"{text} Fewer steps or a larger --prior-weight hold it.", figures)
 
 
 def entanglement(colours_G3: Values, photo_colours_R3: Values, grid: Grid, prompts: Sequence[Prompt]) -> Finding:

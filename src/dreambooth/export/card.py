@@ -142,7 +142,7 @@ def _facts(run: Run) -> str:
         "steps": f"{info['steps']}, batch size {recipe.batch_size}",
         "learning rate": recipe.learning_rate,
         "text encoder trained": "yes" if recipe.train_text_encoder else "no",
-        "prior preservation": f"weight {recipe.prior_weight:g}" if recipe.prior_weight else "none",
+        "prior preservation": f"{recipe.prior_loss}, weight {recipe.prior_weight:g}" if recipe.prior_weight else "none",
         "resolution": f"{', '.join(map(str, buckets.resolutions(recipe)))} px",
         "seed": recipe.seed,
         "run": info["identity"],

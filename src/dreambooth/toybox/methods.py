@@ -20,6 +20,7 @@ from dreambooth.evaluation.scoring import alone
 from dreambooth.files import write_text
 from dreambooth.paths import cache_root
 from dreambooth.progress import Lines, hush_libraries
+from dreambooth.recipe import Recipe
 from dreambooth.toybox.reproduction import OURS, PAPER, SUBJECT_NAMES, WORDS, verdict
 from dreambooth.toybox.study import ARCHIVE, Arm, Cost, Rows, Study, balances, difference
 from dreambooth.training import train
@@ -132,17 +133,22 @@ def pace(study: Study, arm: Arm, subject: str) -> float:
     """Return how long an arm's step takes over DreamBooth's: the median of rounds in which they take turns."""
 
     def made() -> tuple[Rows, Cost]:
-        rounds = [
-            _seconds_a_step(study, arm, subject) / _seconds_a_step(study, ARMS[0], subject) for _ in range(ROUNDS)
-        ]
+        own, other = paced(study, arm, subject), paced(study, ARMS[0], subject)
+        rounds = [_seconds_a_step(own) / _seconds_a_step(other) for _ in range(ROUNDS)]
         return {"pace": alone(subject, np.array(rounds))}, Cost(0, 0)
 
-    key = f"pace-{study.key(arm, subject, 0)}"
+    key = f"pace-{PACED}-{ROUNDS}-{study.key(ARMS[0], subject, 0)}-{study.key(arm, subject, 0)}"
     return float(np.median(study.recall(f"{arm.name}, pace", subject, 0, key, made)["pace"].value_N))
 
 
-def _seconds_a_step(study: Study, arm: Arm, subject: str) -> float:
-    recipe = study.recipe(arm, subject, 0).model_copy(update={"steps": PACED, "save_every": PACED})
+def paced(study: Study, arm: Arm, subject: str) -> Recipe:
+    """Return the run of an arm by which its steps are timed."""
+    recipe = study.recipe(arm, subject, 0)
+    average = recipe.ema and 0.5  # of so few steps; it costs the same
+    return recipe.model_copy(update={"steps": PACED, "save_every": PACED, "ema": average})
+
+
+def _seconds_a_step(recipe: Recipe) -> float:
     with tempfile.TemporaryDirectory() as home:
         times: dict[str, float] = train(recipe, Path(home) / "run").info["times"]
     return times["training"] / PACED
