@@ -1,7 +1,7 @@
 """What needs nothing from outside, in some minutes: `python benchmarks/all.py`. The last line is JSON.
 
 A step of the loop over its bare arithmetic, LoRA and full (`step.py`); time and peak memory of a whole default run on
-the toybox, in a process of its own, class images included.
+the toybox, in a process of its own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dreambooth.toybox import SUBJECTS
 
 
 def job(home: Path) -> dict[str, Any]:
-    """run.json of a default run, made from nothing: no class images are there yet."""
+    """run.json of a default run, made from nothing."""
     photos = SUBJECTS / "spotted_dog" / "photos"
     command = [sys.executable, "-m", "dreambooth", "train", str(photos), "--class", "dog", "--model", "toybox"]
     environment = {**os.environ, "DREAMBOOTH_CACHE": str(home / "cache")}

@@ -45,8 +45,8 @@ Job = Callable[[Path, int], list[str]]
 """From a folder of its own and a number of steps to a command."""
 
 
-def ours(method: str, class_images: int, same: bool) -> Job:
-    """Our command: with their settings, or with our defaults."""
+def ours(method: str, class_images: int, same: bool, bf16_images: bool = False) -> Job:
+    """Our command: with their settings and perhaps class images in bf16, or with our defaults."""
 
     def command(home: Path, steps: int) -> list[str]:
         given = [sys.executable, "-m", "dreambooth", "train", SUBJECTS / SUBJECT / "photos", "--model", "toybox"]
@@ -66,14 +66,15 @@ def ours(method: str, class_images: int, same: bool) -> Job:
         ]
         if same:
             given += ["--learning-rate", RATES[method], "--identifier", "sks", "--prior-count", class_images]
-            given += ["--prior-steps", 50, "--prior-guidance", 7.5, "--resolution", SIZE]
+            given += ["--prior-steps", 50, "--prior-guidance", 7.5, "--resolution", SIZE, "--precision", "fp32"]
+            given += ["--prior-precision", "bf16"] if bf16_images else []
             given += ["--rank", RANK, "--targets", "attention"] if method == "lora" else []
         return [str(word) for word in given]
 
     return command
 
 
-def theirs(diffusers: Path, method: str, class_images: int, subject: str = SUBJECT) -> Job:
+def theirs(diffusers: Path, method: str, class_images: int, subject: str = SUBJECT, bf16_images: bool = False) -> Job:
     """Their command; without class images it has no prior preservation."""
     noun = class_of(subject)
     prior = {"class_prompt": f"a {noun}", "num_class_images": class_images}
@@ -99,6 +100,7 @@ def theirs(diffusers: Path, method: str, class_images: int, subject: str = SUBJE
         flags = [word for name, value in given.items() for word in (f"--{name}", str(value))]
         runner = Path(__file__).parent / "stand_in.py"
         preserved = ["--with_prior_preservation"] if class_images else []
+        preserved += ["--prior_generation_precision", "bf16"] if bf16_images else []
         return [sys.executable, str(runner), str(script), *flags, *preserved, "--center_crop"]
 
     return command
@@ -154,7 +156,11 @@ def main() -> None:
     print(f"{platform.platform()}, torch {torch.__version__}, {torch.get_num_threads()} threads", flush=True)
     jobs = {
         "diffusers": theirs(chosen.diffusers, chosen.method, chosen.class_images),
+        "diffusers, class images in bf16": theirs(
+            chosen.diffusers, chosen.method, chosen.class_images, bf16_images=True
+        ),
         "ours, their settings": ours(chosen.method, chosen.class_images, same=True),
+        "ours, class images in bf16": ours(chosen.method, chosen.class_images, same=True, bf16_images=True),
         "ours, our defaults": ours(chosen.method, chosen.class_images, same=False),
     }
     found: dict[str, list[dict[str, float]]] = {name: [] for name in jobs}
