@@ -2,7 +2,8 @@
 
 The loop of a real run with the paper's prior, on encoded photos and class images, takes turns with the least that any
 trainer must do on the same adapted denoiser and one batch kept ready: forward, backward, the optimiser's step. Both
-alternate in blocks, so that what else runs on the machine slows both. `--compile` measures what compiled blocks bring instead.
+alternate in blocks, so that what else runs on the machine slows both. `--compile` measures what compiled blocks bring
+instead.
 """
 
 from __future__ import annotations
