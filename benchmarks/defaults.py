@@ -51,10 +51,11 @@ EXAMPLES = {"LoRA": Theirs("lora", 0, 500), "prior preservation": Theirs("full",
 OURS = "ours"
 
 
-def ours(subject: str, home: Path) -> list[str]:
+def ours(subject: str, home: Path, steps: int | None) -> list[str]:
     """What a user of ours gives; no pictures, since theirs draw none."""
     photos, run = SUBJECTS / subject / "photos", home / "run"
     given = ["train", photos, "--class", class_of(subject), "--model", "toybox", "--samples", 0, "--out", run]
+    given += [] if steps is None else ["--steps", steps]
     return [sys.executable, "-m", "dreambooth", *map(str, given)]
 
 
@@ -87,7 +88,9 @@ def scores(run: Run, subject: str) -> dict[str, Scores]:
     return {name: replace(rows[name], subject_N=np.full(len(dino.value_N), subject)) for name in METRICS}
 
 
-def measure(diffusers: Path, subject: str, home: Path) -> Iterator[tuple[str, float, dict[str, Scores]]]:
+def measure(
+    diffusers: Path, subject: str, home: Path, steps: int | None
+) -> Iterator[tuple[str, float, dict[str, Scores]]]:
     """Yield name, seconds and scores of each way to train a subject."""
     for name, example in EXAMPLES.items():
         out = home / name
@@ -97,7 +100,7 @@ def measure(diffusers: Path, subject: str, home: Path) -> Iterator[tuple[str, fl
         yield name, seconds, scores(adopt(out / "run", example.method, subject, out / "adopted"), subject)
     out = home / OURS
     (out / "cache").mkdir(parents=True)
-    seconds = jobs.cost(ours(subject, out), out).seconds
+    seconds = jobs.cost(ours(subject, out, steps), out).seconds
     yield OURS, seconds, scores(Run(out / "run"), subject)
 
 
@@ -106,6 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("diffusers", type=Path)
     parser.add_argument("--subjects", nargs="+", default=["spotted_dog", "tin_robot", "painted_teapot"])
+    parser.add_argument("--steps", type=int, help="of ours (default: the default)")
     chosen = parser.parse_args()
     hush_libraries()
     print(f"{platform.platform()}, torch {torch.__version__}, {torch.get_num_threads()} threads", flush=True)
@@ -113,7 +117,7 @@ def main() -> None:
     rows: dict[str, list[dict[str, Scores]]] = {}
     for subject in chosen.subjects:
         with tempfile.TemporaryDirectory() as home:
-            for name, taken, found in measure(chosen.diffusers, subject, Path(home)):
+            for name, taken, found in measure(chosen.diffusers, subject, Path(home), chosen.steps):
                 seconds.setdefault(name, []).append(taken)
                 rows.setdefault(name, []).append(found)
                 means = {metric: round(float(np.nanmean(each.value_N)), 3) for metric, each in found.items()}

@@ -7,16 +7,19 @@ import json
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
-from dreambooth import loop, methods, train
+from dreambooth import families, loop, methods, optimization, train
 from dreambooth.batches import Item, Slot, draw, share
 from dreambooth.frozen import Frozen, is_needed
+from dreambooth.job import Job
+from dreambooth.photos import read, usable
 from dreambooth.planning import class_caption
 from dreambooth.prompts import as_class, class_prompt
 from dreambooth.recipe import Recipe
@@ -243,3 +246,16 @@ def test_a_run_from_photos_to_adapter(values: dict[str, Any], tiny_sd: Path, tmp
     ):  # the text encoder reads another prompt than the frozen one, so it is near log 2, not at it
         assert lines[0]["loss"] == pytest.approx(math.log(2), abs=0.2)
     assert ("class images" in run.info["times"]) is (values.get("prior_loss") == "distilled")
+
+
+def test_a_photo_that_names_no_subject_is_no_picture_of_the_class(tiny_sd: Path, tmp_path: Path) -> None:
+    """Its two captions would be the same, and the frozen model's prediction would undo what it teaches."""
+    photos = make_photos(tmp_path / "photos")
+    (photos / "1.txt").write_text("a garden in the morning", encoding="utf-8")
+    recipe = recipe_for(tiny_sd, prior_loss="parent")
+    pictures = usable(read(photos, 32))
+    job = SimpleNamespace(recipe=recipe, photos=[pictures], family=families.get("sd"))
+    learnt, kept = optimization._items(cast(Job, job), [[]])
+    assert [item.rows[0].photo for item in kept] == [pictures[0], pictures[2]]
+    assert [item.prompt for item in learnt] == ["a ohwx dog", "a garden in the morning", "a ohwx dog"]
+    assert {item.prompt for item in kept} == {"a dog"}
