@@ -133,6 +133,17 @@ def test_help_is_quick() -> None:
     assert used < 2
 
 
+def test_the_libraries_say_nothing(tmp_path: Path, tiny_sd: Path) -> None:
+    """In a process of its own: they speak while they are imported."""
+    photos = make_photos(tmp_path / "photos")
+    assert train(photos, tiny_sd, out=tmp_path / "run").status == 0
+    planned = ["train", photos, "--class", "dog", "--model", tiny_sd, "--dry-run"]
+    for command in (planned, ["export", tmp_path / "run", "--format", "kohya"]):
+        line = [sys.executable, "-m", "dreambooth", *map(str, command)]
+        done = subprocess.run(line, capture_output=True, check=True)
+        assert done.stderr == b""
+
+
 def test_output_that_nobody_reads_is_no_error() -> None:
     reading, writing = os.pipe()
     os.close(reading)

@@ -36,7 +36,8 @@ def train(
     """Teach a model your subject. The same command goes on with an interrupted run."""
     chosen = _recipe(photos, class_noun, identifier, recipe, settings)
     if dry_run:
-        _dry_run(chosen, json)
+        with reporting(log_format):
+            _dry_run(chosen, json)
         return
     with reporting(log_format) as reporter:
         from dreambooth.environment import processes

@@ -24,12 +24,13 @@ def export(
     json: Json = False,
 ) -> None:
     """Write a run in the form that other programs read, prove it, and describe it in a model card."""
-    from dreambooth.export import MANIFEST
-    from dreambooth.export import export as write
-    from dreambooth.export.hub import push_to_hub as push
+    with reporting("text"):
+        from dreambooth.export import MANIFEST
+        from dreambooth.export import export as write
+        from dreambooth.export.hub import push_to_hub as push
 
-    folder = write(run, format, out)
-    address = push(folder, push_to_hub) if push_to_hub else None
+        folder = write(run, format, out)
+        address = push(folder, push_to_hub) if push_to_hub else None
     made = json_module.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     if json:
         print_json({"folder": str(folder), "address": address, **made})
