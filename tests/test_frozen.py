@@ -165,6 +165,25 @@ def test_the_distance_to_the_base_is_paid_once_a_step(values: dict[str, Any], ac
     assert (gradient - plain_gradient).norm() > 1e-2 * plain_gradient.norm()
 
 
+@pytest.mark.parametrize("values", [{}, {"train_text_encoder": True}, {"adapter": "lokr"}, {"min_rank": 1}])
+def test_without_adapters_it_predicts_what_it_did_with_those_it_began_with(
+    values: dict[str, Any], tiny_sd: Path
+) -> None:
+    state = untrained(recipe_for(tiny_sd, prior_loss="parent", **values))
+    assert state.frozen
+    assert state.frozen.adapters
+    batch = draw(state.plan.slots(0), state.latents, state.plan.seed, 0.1)
+    given = (batch.latents_BCHW, torch.full((len(batch.prompts),), 300), batch.prompts, batch.view_B4)
+    plain = dataclasses.replace(state.frozen, adapters=[])
+    expected_BCHW = plain.predict(*given)
+    disturb(state)
+    torch.testing.assert_close(state.frozen.predict(*given), expected_BCHW)
+    with torch.no_grad():
+        trained_BCHW = state.trainee(*given[:2], [state.frozen.as_class(text) for text in given[2]], given[3])
+    assert not torch.allclose(trained_BCHW, expected_BCHW), "and they are on again"
+    assert all(weight.requires_grad for weight in state.frozen.trained.values())
+
+
 def test_the_frozen_model_is_left_where_it_was(tiny_sd: Path) -> None:
     """Training moves neither its weights nor, through it, the trained ones."""
     state = untrained(recipe_for(tiny_sd, prior_loss="distilled", **FULL))

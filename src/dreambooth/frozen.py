@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -14,34 +16,56 @@ from dreambooth.recipe import Recipe
 
 @dataclass(frozen=True)
 class Frozen:
-    """The trained modules with the weights that they began with.
+    """The trained modules as they were: without adapters, where they have any, else with the weights of the start.
 
-    So it is one for every method: an adapter begins as no change, a whole model as itself.
+    An adapter begins as no change, so that both would say the same; leaving it out is faster. A LoRA that goes on from
+    another one is compared with the model under both.
 
     Attributes:
         trainee: What is trained, without a wrapper.
         trained: Its trained weights by name.
         start: The same as they were.
+        adapters: Its layers with an adapter.
         as_class: Turns a prompt into one that names the class and not the subject, which the model knows nothing of.
     """
 
     trainee: nn.Module
     trained: dict[str, nn.Parameter]
     start: dict[str, Tensor]
+    adapters: Sequence[BaseTunerLayer]
     as_class: Callable[[str], str]
 
     @classmethod
     def of(cls, trainee: nn.Module, as_class: Callable[[str], str]) -> Frozen:
         """Take the weights as they are now, before the first step."""
         trained = {name: weight for name, weight in trainee.named_parameters() if weight.requires_grad}
-        return cls(trainee, trained, {name: weight.detach().clone() for name, weight in trained.items()}, as_class)
+        start = {name: weight.detach().clone() for name, weight in trained.items()}
+        adapters = [module for module in trainee.modules() if isinstance(module, BaseTunerLayer)]
+        return cls(trainee, trained, start, adapters, as_class)
 
     @torch.no_grad()
     def predict(self, noisy_BCHW: Tensor, t_B: Tensor, prompts: Sequence[str], view_B4: Tensor) -> Tensor:
-        """Predict as `loop.Trainee` does, with the weights from the start and the class in place of the subject."""
-        texts = [self.as_class(prompt) for prompt in prompts]
-        predicted_BCHW: Tensor = functional_call(self.trainee, self.start, (noisy_BCHW, t_B, texts, view_B4))
+        """Predict as `loop.Trainee` does, as it was and with the class in place of the subject."""
+        given = (noisy_BCHW, t_B, [self.as_class(prompt) for prompt in prompts], view_B4)
+        predicted_BCHW: Tensor
+        if not self.adapters:
+            predicted_BCHW = functional_call(self.trainee, self.start, given)
+            return predicted_BCHW
+        with _switched_off(self.adapters):
+            predicted_BCHW = self.trainee(*given)
         return predicted_BCHW
+
+
+@contextmanager
+def _switched_off(adapters: Sequence[BaseTunerLayer]) -> Iterator[None]:
+    """Leave adapters out. peft's own switch also freezes them, which would lose the step's gradients."""
+    for layer in adapters:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in adapters:
+            layer._disable_adapters = False
 
 
 def is_needed(recipe: Recipe) -> bool:
