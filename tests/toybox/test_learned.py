@@ -31,7 +31,7 @@ def test_the_page_counts_who_passes_the_bars() -> None:
 def test_a_subject_is_measured_once_against_its_truth_and_a_stranger(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stranger = tmp_path / "strangers" / "dog"
+    stranger = tmp_path / "others" / "dog-1"
     shutil.copytree(SUBJECTS / "striped_cat", stranger)
     monkeypatch.setattr(learned, "COUNT", 1)
     study = Study(tmp_path, scenes=1, count=1)

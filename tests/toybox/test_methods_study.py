@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from dreambooth import planning
 from dreambooth.evaluation.scoring import Grid
 from dreambooth.evaluation.statistics import estimate
 from dreambooth.progress import Silent
+from dreambooth.toybox import SUBJECTS as SUBJECT_FILES
 from dreambooth.toybox import methods
 from dreambooth.toybox.methods import ARMS, HALVED, METRICS, PACED, STEPS, along, best, curve_part, final_part, paced
 from dreambooth.toybox.reproduction import PAPER
@@ -35,8 +37,10 @@ def rows(level: float, pres: float = 0.3) -> Rows:
 
 @pytest.mark.parametrize("arm", [*ARMS, HALVED], ids=lambda arm: arm.name)
 def test_every_arm_is_a_run_that_would_start(arm: Arm, tmp_path: Path) -> None:
+    shutil.copytree(SUBJECT_FILES / "striped_cat" / "photos", tmp_path / "others" / "dog, 20")  # need not be rendered
     plans = planning.make_plans(Study(tmp_path, settings=PAPER).recipe(arm, "spotted_dog", 0))
     assert all(getattr(plans.recipe, name) == value for name, value in arm.settings.items())
+    assert bool(arm.others) == bool(plans.class_images[0] if plans.class_images else [])
     assert planning.make_plans(paced(Study(tmp_path, settings=PAPER), arm, "spotted_dog")).recipe.steps == PACED
 
 

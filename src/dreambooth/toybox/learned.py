@@ -31,7 +31,7 @@ from dreambooth.toybox.model import classifiers
 from dreambooth.toybox.model.classifiers import Classifier
 from dreambooth.toybox.model.renders import to_pixels
 from dreambooth.toybox.reproduction import OURS
-from dreambooth.toybox.study import Arm, Study, class_of
+from dreambooth.toybox.study import Arm, Study, class_of, other_subject
 
 ARMS = (Arm(OURS), Arm("full", {"method": "full"}))
 COUNT = 4
@@ -110,7 +110,8 @@ def measure(study: Study, arm: Arm, subject: str, classifier: Classifier, report
         material = gather(run, Plan(str(_contexts(study)), COUNT))
         draw_all(material, reporter)
         judge = load_judges(material.run).identity
-        likenesses = _likenesses(material, judge, subject, _stranger(study, class_of(subject)))
+        strangers = sorted((other_subject(class_of(subject), STRANGER, study.home / "others") / "truth").glob("*.png"))
+        likenesses = _likenesses(material, judge, subject, strangers)
         shown = {
             "context": _shown(classifier, material, material.tuned.files),
             "frozen_context": _shown(classifier, material, material.frozen.files),
@@ -172,16 +173,6 @@ def _contexts(study: Study) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, yaml.safe_dump([f"a {scene}" for scene in RECONTEXT]))
     return path
-
-
-def _stranger(study: Study, noun: str) -> list[Path]:
-    """Renders of another subject of a class, made once."""
-    from dreambooth.toybox.world.bundle import render_subject
-
-    folder = study.home / "strangers" / noun
-    if not (folder / "subject.json").is_file():
-        render_subject(noun, STRANGER, folder)
-    return sorted((folder / "truth").glob("*.png"))
 
 
 def _likenesses(material: Material, judge: Encoder, subject: str, stranger: Sequence[Path]) -> dict[str, float]:

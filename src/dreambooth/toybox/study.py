@@ -29,7 +29,7 @@ from dreambooth.evaluation.material import Plan, frozen_pipeline
 from dreambooth.evaluation.runs import Evaluation, evaluate
 from dreambooth.evaluation.scoring import alone
 from dreambooth.evaluation.statistics import Estimate, Scores
-from dreambooth.files import remove_folder
+from dreambooth.files import atomic_folder, remove_folder
 from dreambooth.progress import Reporter, Silent, hush_libraries
 from dreambooth.recipe import Recipe
 from dreambooth.run import Run
@@ -54,6 +54,7 @@ class Arm:
         settings: What its recipe sets.
         photos: Only the first so many photos; None for all.
         noun: A class noun other than the subject's own.
+        others: Photos of so many other subjects of the class are its class images: real ones, in this world.
         chain: Arms of one chain are one run, of which each takes more steps than the one before.
     """
 
@@ -61,6 +62,7 @@ class Arm:
     settings: Mapping[str, Any] = field(default_factory=dict)
     photos: int | None = None
     noun: str | None = None
+    others: int = 0
     chain: str | None = None
 
 
@@ -210,6 +212,8 @@ class Study:
             photos = _first(photos, arm.photos, self.home / "photos" / f"{subject}-{arm.photos}")
         described = {"photos": photos, "class_noun": arm.noun or class_of(subject)}
         base = {"model": self.model, "precision": "fp32", "seed": seed, "samples": 0, "keep": 1}
+        if arm.others:
+            base["prior_images"] = _photos_of_others(class_of(subject), arm.others, self.home / "others")
         return Recipe.of({**base, **self.settings, **arm.settings, "subjects": [described]})
 
 
@@ -277,6 +281,26 @@ def _alone() -> None:
 def _by_subject(scores: Scores) -> dict[str, float]:
     found = statistics.by(scores, "subject")
     return {name: figure.value for name, figure in found.items() if figure.value is not None}
+
+
+def other_subject(noun: str, seed: int, home: Path) -> Path:
+    """Return the folder of another subject of a class, rendered once; none of the bundle has so small a seed."""
+    from dreambooth.toybox.world.bundle import render_subject
+
+    folder = home / f"{noun}-{seed}"
+    if not (folder / "subject.json").is_file():
+        render_subject(noun, seed, folder)
+    return folder
+
+
+def _photos_of_others(noun: str, count: int, home: Path) -> Path:
+    out = home / f"{noun}, {count}"
+    if not out.is_dir():
+        with atomic_folder(out) as folder:
+            for seed in range(1, count + 1):
+                for file in sorted((other_subject(noun, seed, home) / "photos").glob("*.png")):
+                    shutil.copyfile(file, folder / f"{seed}-{file.name}")
+    return out
 
 
 def _first(photos: Path, count: int, out: Path) -> Path:
