@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
@@ -294,12 +295,15 @@ def other_subject(noun: str, seed: int, home: Path) -> Path:
 
 
 def _photos_of_others(noun: str, count: int, home: Path) -> Path:
+    from dreambooth.toybox.world.bundle import render_photos
+
     out = home / f"{noun}, {count}"
     if not out.is_dir():
         with atomic_folder(out) as folder:
             for seed in range(1, count + 1):
-                for file in sorted((other_subject(noun, seed, home) / "photos").glob("*.png")):
-                    shutil.copyfile(file, folder / f"{seed}-{file.name}")
+                with tempfile.TemporaryDirectory() as scratch:
+                    for file in render_photos(noun, seed, Path(scratch)):
+                        shutil.copyfile(file, folder / f"{seed}-{file.name}")
     return out
 
 

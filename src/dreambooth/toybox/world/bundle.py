@@ -67,6 +67,12 @@ def render_subject(cls: str, subject_seed: int, out: Path) -> None:
     (out / "subject.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
 
 
+def render_photos(cls: str, subject_seed: int, out: Path) -> list[Path]:
+    """Render a subject's photos alone, as `render_subject` does, and return their files."""
+    photos, _ = subject_scenes(cls, subject_seed)
+    return [out / "photos" / described["file"] for described in _render_all(photos, out, "photos")]
+
+
 def subject_scenes(cls: str, subject_seed: int) -> tuple[list[Scene], list[Scene]]:
     """The five photos' and the eight truth pictures' scenes of a subject; no context comes twice."""
     rng = np.random.default_rng([CLASSES.index(cls), subject_seed, 17])
