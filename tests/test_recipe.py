@@ -143,8 +143,8 @@ def test_a_later_setting_does_not_count_as_what_it_was(setting: str) -> None:
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({}, "parent"),
-        ({"method": "pivotal"}, "parent"),
+        ({}, "images"),
+        ({"method": "pivotal"}, "images"),
         ({"method": "full"}, "images"),
         ({"method": "full", "prior_loss": "parent"}, "parent"),
         ({"method": "textual-inversion"}, "images"),
@@ -156,7 +156,7 @@ def test_a_later_setting_does_not_count_as_what_it_was(setting: str) -> None:
         ({"prior_precision": "bf16"}, "images"),
     ],
 )
-def test_the_prior_is_the_best_that_was_measured_unless_class_images_are_asked_for(
+def test_the_prior_is_the_papers_unless_another_is_asked_for(
     values: dict[str, Any], expected: str, tiny_sd: Path
 ) -> None:
     filled, reasons = presets.fill(recipe(**values), resolve(str(tiny_sd)), 32, "cpu")

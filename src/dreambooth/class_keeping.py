@@ -8,9 +8,6 @@ from dreambooth import environment, families, upscaling
 from dreambooth.models import Source
 from dreambooth.recipe import Recipe
 
-OF_CLASS_IMAGES = ("prior_images", "prior_count", "prior_steps", "prior_guidance", "prior_precision")
-"""Settings of class images: who gives one wants them."""
-
 
 def weight(recipe: Recipe, source: Source) -> tuple[float, str]:
     """Return lambda of the loss that keeps the class, and why."""
@@ -23,18 +20,6 @@ def weight(recipe: Recipe, source: Source) -> tuple[float, str]:
     if recipe.l2_to_base and recipe.prior_loss is None:
         return 0.0, "the distance to the base model takes its place (Preserve and Personalize, 2025)"
     return 1.0, "Ruiz et al. 2023"
-
-
-def loss(given: Recipe, filled: Recipe) -> tuple[str, str]:
-    """Return what the class is kept by, and why; `filled` has the weight."""
-    if filled.prior_weight == 0:
-        return "images", "there is no prior"
-    asked = [name for name in OF_CLASS_IMAGES if getattr(given, name) is not None]
-    if asked:
-        return "images", f"--{asked[0].replace('_', '-')} is for class images"
-    if not filled.has_adapter:
-        return "images", "Ruiz et al. 2023, who train the whole denoiser"
-    return "parent", "needs no class images, and learns faster than with them on the toybox: docs/methods.md"
 
 
 def precision(given: Recipe, filled: Recipe, accelerator: str) -> tuple[Literal["bf16"] | None, str]:

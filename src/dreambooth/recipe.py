@@ -113,8 +113,7 @@ class Settings(BaseModel):
     )
     prior_loss: Literal["images", "distilled", "parent"] | None = Field(
         None,
-        description="Keep the class by class images (default of --method full, or where a setting of theirs is given); "
-        "by the frozen model on them; or by it on the photos as class (default of a LoRA).",
+        description="Keep the class by class images; by the frozen model on them; or by it on the photos as class.",
     )
     prior_count: int | None = Field(None, ge=1, description="Class images.")
     prior_images: Path | None = Field(None, description="Folder of real class images to use instead of generated ones.")

@@ -49,14 +49,6 @@ def test_arms_have_names_of_their_own() -> None:
     assert ARMS[0].settings == {}
 
 
-def test_what_became_the_default_is_the_default(tmp_path: Path) -> None:
-    """The page says so; a default that moves on must be measured anew."""
-    default, halved = (
-        planning.make_plans(Study(tmp_path).recipe(arm, "spotted_dog", 0)).recipe for arm in (Arm("default"), HALVED)
-    )
-    assert default == halved
-
-
 def test_the_best_go_on_with_the_default_among_them() -> None:
     screened = {arm.name: rows(0.5) for arm in ARMS} | {ARMS[0].name: rows(0.1)}
     screened |= {"full": rows(0.9), "DoRA": rows(0.8)}

@@ -119,7 +119,7 @@ def prior(
     log_format: LogFormat = "text",
     json: Json = False,
 ) -> None:
-    """Make or top up a set of class images for `train --prior-loss images` and `--method full`."""
+    """Make or top up a set of class images for prior preservation."""
     if count is not None and count < 1:
         raise UserError(f"--count {count}: give at least 1")
     with reporting(log_format) as reporter:

@@ -58,7 +58,7 @@ ARMS = (
 )
 """What an arm does not name is the paper's: class images and as many steps as the default LoRA wants with them."""
 HALVED = Arm("parent prior, 300 steps", {"prior_loss": "parent", "steps": 300})
-"""The winner of the first table in half the steps: what became the default."""
+"""The greatest balance in half the steps."""
 SCREENED, SEEDS, FINALISTS = 2, 3, 6
 PACED, ROUNDS = 20, 3
 """Steps, and how often both are timed."""
@@ -110,10 +110,10 @@ a step is over that of DreamBooth's, beside which it was measured. Learning rate
 adapter that wants another one is not at its best here. Real class images are photos of 20 other subjects of the class,
 five of each.
 
-What became of it: the default LoRA keeps the class by the parent prior (the frozen model's prediction on the photos, as
-pictures of the class) in half the steps. There it is as good as the best of 600 steps with class images, and needs
-none. Like all that learn more of a subject than DreamBooth does it copies the photos more, and more still in 600 steps.
-Full fine-tuning keeps the paper's prior.
+The default stays the paper's. The parent prior (the frozen model's prediction on the photos, as pictures of the class)
+has the greatest balance, and needs no class images; but it holds the class at photos of the subject alone, and what
+the model then draws for the bare class can fall apart, which PRES does not see: it asks for the subject in it. The
+distilled prior (the frozen model's prediction on class images) is more like the subject at the same CLIP-T.
 """
 
 
