@@ -31,6 +31,7 @@ DINO_ENDS = (("floor", "floor_dino"), ("oracle", "oracle_dino"))
 CLIP_ENDS = (("floor", "floor_clip_i"), ("oracle", "oracle_clip_i"))
 PROMPT_ENDS = (("untrained model", "ceiling_clip_t"),)
 VARIETY_ENDS = (("untrained model", "ceiling_div"),)
+CLASS_ENDS = (("untrained model", "class_clip_t_frozen"),)
 GROUPS: dict[str, dict[str, Metric]] = {
     "Is it yours?": {
         "dino": Metric("DINO", "likeness to your very photos", "higher", DINO_ENDS),
@@ -53,6 +54,8 @@ GROUPS: dict[str, dict[str, Metric]] = {
         "pres": Metric("PRES", "class pictures resembling your subject", "lower"),
         "pres_drift": Metric("PRES, change", "the class pulled towards yours", "lower", change=True),
         "sibling_drift": Metric("PRES, change beside", "classes beside it, likewise pulled", "lower", change=True),
+        "class_clip_t": Metric("CLIP-T of the class", "the bare class is still drawn", "higher", CLASS_ENDS),
+        "class_kept": Metric("Class kept", "likeness to the class as it was, seed by seed", "higher"),
         "diversity_drift": Metric("Diversity, change", "variety the class has gained", "higher", change=True),
     },
     "To compare with": {
@@ -65,6 +68,7 @@ GROUPS: dict[str, dict[str, Metric]] = {
         "ceiling_clip_t": Metric("CLIP-T, ceiling", "the untrained model's prompt fidelity"),
         "ceiling_div": Metric("DIV, ceiling", "the untrained model's own variety"),
         "pres_frozen": Metric("PRES, before", "the untrained model's class pictures"),
+        "class_clip_t_frozen": Metric("CLIP-T of the class, before", "the untrained model's class pictures"),
     },
 }
 METRICS = {name: metric for group in GROUPS.values() for name, metric in group.items()}

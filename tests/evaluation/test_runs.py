@@ -23,6 +23,7 @@ ENCODERS = {"identity_encoder": "toybox-identity", "clip_encoder": "toybox-clip"
 PROMPTS = "- a [V] dog in the snow\n- a [V] dog on the beach\n- a red [V] dog\n"
 ASKED = {
     *("dino", "clip_i", "clip_t", "clip_t_identifier", "pres", "div", "copying", "pres_drift", "diversity_drift"),
+    *("class_kept", "class_clip_t", "class_clip_t_frozen"),
     *("oracle_dino", "oracle_dino_self", "oracle_clip_i", "floor_dino", "floor_clip_i", "ceiling_clip_t"),
 }
 
@@ -70,6 +71,7 @@ def test_it_leaves_scores_pictures_and_a_report(run: Path, prompts: str) -> None
         "weak prior",
         "overfitting",
         "drift",
+        "class",
         "entanglement",
     }
     assert "in the snow" in (run / "report.html").read_text()
@@ -112,7 +114,7 @@ def test_without_sibling_classes_the_other_scores_are_the_same(run: Path, prompt
     for name, figure in bare.figures.items():
         assert figure.value == pytest.approx(whole.figures[name].value, abs=1e-3), name
     told = {finding["name"]: finding for finding in bare.document["findings"]}
-    assert told["weak prior"]["level"] == "unknown"
+    assert {told[name]["level"] for name in ("weak prior", "class")} == {"unknown"}
     assert [entry["class"] for entry in bare.document["drift"]] == ["dog"]
 
 

@@ -179,6 +179,33 @@ def test_language_drift(class_likeness: float, level: str) -> None:
     assert found("drift", identity(class_likeness=class_likeness), clip()).level == level
 
 
+@pytest.mark.parametrize(("left", "level"), [(1.0, "good"), (0.6, "watch"), (0.1, "bad")])
+def test_a_class_that_falls_apart_without_becoming_the_subject(left: float, level: str) -> None:
+    two = clip()
+    between = unit(DOG + CAT + PIG)  # as near to its siblings as to the class itself
+    broken = np.stack([near(unit(left * DOG + (1 - left) * between), 0.8, 12), *two.classes_CKD[1:]])
+    finding = found("class", identity(), replace(two, classes_CKD=broken))
+    assert finding.level == level
+    assert ("prior on class images" in finding.text) == (level != "good")
+
+
+def test_a_broken_class_cannot_be_told_where_the_frozen_model_does_not_draw_it() -> None:
+    two = clip()
+    another = np.stack([near(CAT, 0.8, 12), *two.frozen_classes_CKD[1:]])
+    assert found("class", identity(), replace(two, frozen_classes_CKD=another)).level == "unknown"
+
+
+def test_the_class_as_it_was_is_kept_seed_by_seed() -> None:
+    two = clip()
+    same = replace(two, classes_CKD=two.frozen_classes_CKD)
+    rows = scoring.score(identity(), same, TEXTS, GRID, Options())
+    assert rows["class_kept"].value_N == pytest.approx(np.ones(12))
+    assert rows["class_clip_t"].value_N == pytest.approx(rows["class_clip_t_frozen"].value_N)
+    assert rows["class_clip_t"].value_N == pytest.approx(two.frozen_classes_CKD[0] @ DOG)
+    other = replace(two, classes_CKD=two.frozen_classes_CKD[:, ::-1])
+    assert (scoring.score(identity(), other, TEXTS, GRID, Options())["class_kept"].value_N < 0.95).all()
+
+
 def test_drift_of_a_run_that_learned_nothing_cannot_be_told() -> None:
     assert found("drift", identity(likeness=-0.5), clip()).level == "unknown"
 

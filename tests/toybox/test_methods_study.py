@@ -15,7 +15,19 @@ from dreambooth.evaluation.statistics import estimate
 from dreambooth.progress import Silent
 from dreambooth.toybox import SUBJECTS as SUBJECT_FILES
 from dreambooth.toybox import methods
-from dreambooth.toybox.methods import ARMS, HALVED, METRICS, PACED, STEPS, along, best, curve_part, final_part, paced
+from dreambooth.toybox.methods import (
+    ARMS,
+    JOINED,
+    KEPT,
+    METRICS,
+    PACED,
+    STEPS,
+    along,
+    best,
+    curve_part,
+    final_part,
+    paced,
+)
 from dreambooth.toybox.reproduction import PAPER
 from dreambooth.toybox.study import Arm, Rows, Study, merge
 
@@ -24,7 +36,7 @@ SUBJECTS = ("a", "b", "c", "d", "e", "f")
 
 def rows(level: float, pres: float = 0.3) -> Rows:
     """Scores of six subjects: DINO and the balance as given, PRES too, of every other metric the same."""
-    levels = dict.fromkeys(METRICS, 0.3)
+    levels = dict.fromkeys([*METRICS, *KEPT], 0.3)
     found = []
     for index, subject in enumerate(SUBJECTS):
         grid = Grid(subject, ("x", "y"), (0, 1))
@@ -35,7 +47,7 @@ def rows(level: float, pres: float = 0.3) -> Rows:
     return merge(found)
 
 
-@pytest.mark.parametrize("arm", [*ARMS, HALVED], ids=lambda arm: arm.name)
+@pytest.mark.parametrize("arm", [*ARMS, *JOINED], ids=lambda arm: arm.name)
 def test_every_arm_is_a_run_that_would_start(arm: Arm, tmp_path: Path) -> None:
     shutil.copytree(SUBJECT_FILES / "striped_cat" / "photos", tmp_path / "others" / "dog, 20")  # need not be rendered
     plans = planning.make_plans(Study(tmp_path, settings=PAPER).recipe(arm, "spotted_dog", 0))
@@ -45,7 +57,7 @@ def test_every_arm_is_a_run_that_would_start(arm: Arm, tmp_path: Path) -> None:
 
 
 def test_arms_have_names_of_their_own() -> None:
-    assert len({arm.name for arm in ARMS}) == len(ARMS)
+    assert len({arm.name for arm in [*ARMS, *JOINED]}) == len(ARMS) + len(JOINED)
     assert ARMS[0].settings == {}
 
 
@@ -63,7 +75,7 @@ def test_a_difference_from_the_default_is_told_with_its_interval() -> None:
     found = {ARMS[0].name: rows(0.5), "full": rows(0.6, pres=0.4), "DoRA": rows(0.5)}
     lines = final_part(found, "six").splitlines()
     told = {
-        line.split("|")[1].strip(): dict(zip(METRICS, line.split("|")[2:-1], strict=True))
+        line.split("|")[1].strip(): dict(zip([*METRICS, *KEPT], line.split("|")[2:-1], strict=True))
         for line in lines
         if "better" in line or "no difference" in line
     }

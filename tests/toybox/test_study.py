@@ -48,6 +48,19 @@ def test_a_cell_is_measured_once_and_its_figures_are_those_of_the_run(
     assert made.cost(arm, "spotted_dog", 5).megabytes > 10
 
 
+def test_a_cell_that_lacks_a_row_which_is_asked_for_is_measured_again(tmp_path: Path) -> None:
+    arm = Arm("short", {"steps": 1, "prior_weight": 0.0, "inference_steps": 2, "rank": 2})
+    made = Study(tmp_path, scenes=1, count=1, archive=tmp_path / "cells.jsonl")
+    first = made.run([arm], ["spotted_dog"], [0], Silent())["short"]
+    (cell,) = map(json.loads, made.archive.read_text().splitlines())
+    del cell["rows"]["class_kept"]
+    made.archive.write_text(json.dumps(cell) + "\n")
+    assert "class_kept" not in made.run([arm], ["spotted_dog"], [0], Silent())["short"]
+    again = replace(made, asked=("class_kept",)).run([arm], ["spotted_dog"], [0], Silent())["short"]
+    assert np.array_equal(again["class_kept"].value_N, first["class_kept"].value_N)
+    assert len(made.archive.read_text().splitlines()) == 2
+
+
 def test_a_cell_of_other_defaults_is_another_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = Study(tmp_path, archive=tmp_path / "cells.jsonl")
     arm, seen = Arm("plain"), set()

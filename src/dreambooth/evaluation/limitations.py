@@ -63,6 +63,7 @@ def find(identity: Embedded, clip: Embedded, texts: Texts, grid: Grid, prompts: 
         weak_prior(clip, texts, grid),
         overfitting(identity, grid),
         drift(identity, grid),
+        broken_class(clip, texts, grid),
     ]
 
 
@@ -143,6 +144,27 @@ def drift(identity: Embedded, grid: Grid) -> Finding:
     if level == "good":
         return Finding("drift", "The class stayed itself", level, text, figures)
     return Finding("drift", "Language drift", level, f"{text} Fewer steps or a larger --prior-weight hold it.", figures)
+
+
+def broken_class(clip: Embedded, texts: Texts, grid: Grid) -> Finding:
+    """Pictures of "a class" answer that word no longer, which PRES does not see: it asks for the subject in them."""
+    title, classes_CD = "The class is still drawn", texts.classes_CD
+    if len(classes_CD) == 1:
+        return Finding("class", title, "unknown", "No sibling class was drawn to tell the class from.", {})
+    own_D = classes_CD[0] - classes_CD[1:].mean(axis=0)
+    tuned, frozen = (
+        alone(grid.subject, rows_CKD[0] @ own_D) for rows_CKD in (clip.classes_CKD, clip.frozen_classes_CKD)
+    )
+    signal, kept = estimate(frozen), _ratio(tuned, frozen)
+    figures = {"kept": kept, "frozen_signal": signal}
+    if not _is_positive(signal) or kept.value is None:
+        text = "The frozen model does not draw the class so that the encoder can tell it: nothing to compare with."
+        return Finding("class", title, "unknown", text, figures)
+    level = _level(kept.value, KEPT_GOOD, KEPT_BAD)
+    text = f"Without the identifier the class shows {kept.value:.0%} as clearly as in the frozen model's pictures."
+    if level == "good":
+        return Finding("class", title, level, text, figures)
+    return Finding("class", "The class falls apart", level, f"{text} A prior on class images holds it.", figures)
 
 
 def entanglement(colours_G3: Values, photo_colours_R3: Values, grid: Grid, prompts: Sequence[Prompt]) -> Finding:

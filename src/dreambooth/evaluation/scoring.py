@@ -112,7 +112,7 @@ def score(identity: Embedded, clip: Embedded, texts: Texts, grid: Grid, options:
     if identity.held_out_HD is not None:
         rows["held_out_gap"] = metrics.held_out_gap(identity.tuned_GD, identity.photos_RD, identity.held_out_HD)
     found = {name: grid.scores(value_G, name in PAIRED) for name, value_G in rows.items()}
-    return found | _oracles(identity, clip, grid) | _class_scores(identity, grid)
+    return found | _oracles(identity, clip, grid) | _class_scores(identity, clip, texts, grid)
 
 
 def _oracles(identity: Embedded, clip: Embedded, grid: Grid) -> dict[str, Scores]:
@@ -126,9 +126,10 @@ def _oracles(identity: Embedded, clip: Embedded, grid: Grid) -> dict[str, Scores
     return found
 
 
-def _class_scores(identity: Embedded, grid: Grid) -> dict[str, Scores]:
-    """PRES of "a class" and what tuning did to it and to its siblings."""
+def _class_scores(identity: Embedded, clip: Embedded, texts: Texts, grid: Grid) -> dict[str, Scores]:
+    """PRES of "a class", what tuning did to it and to its siblings, and whether it still is that class."""
     tuned_KD, frozen_KD, photos_RD = identity.classes_CKD[0], identity.frozen_classes_CKD[0], identity.photos_RD
+    clip_KD, clip_frozen_KD, text_D = clip.classes_CKD[0], clip.frozen_classes_CKD[0], texts.classes_CD[0]
     same_K = np.zeros(len(tuned_KD), int)
     siblings = [
         metrics.change(tuned, frozen, photos_RD)
@@ -139,6 +140,9 @@ def _class_scores(identity: Embedded, grid: Grid) -> dict[str, Scores]:
         "pres_frozen": metrics.to_references(frozen_KD, photos_RD),
         "pres_drift": metrics.change(tuned_KD, frozen_KD, photos_RD),
         "diversity_drift": metrics.diversity_change(tuned_KD, frozen_KD, same_K),
+        "class_clip_t": clip_KD @ text_D,
+        "class_clip_t_frozen": clip_frozen_KD @ text_D,
+        "class_kept": (clip_KD * clip_frozen_KD).sum(axis=1),
         "own_dino": metrics.to_references(identity.own_KD, photos_RD),
     }
     if siblings:

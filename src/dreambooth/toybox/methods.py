@@ -57,13 +57,20 @@ ARMS = (
     Arm("flip", {"flip": True}),
 )
 """What an arm does not name is the paper's: class images and as many steps as the default LoRA wants with them."""
-HALVED = Arm("parent prior, 300 steps", {"prior_loss": "parent", "steps": 300})
-"""The greatest balance in half the steps."""
+DISTILLED = {"prior_loss": "distilled", "steps": 400}
+JOINED = (
+    Arm("distilled prior, 400 steps", DISTILLED),
+    Arm("distilled prior, 400 steps, 25 class images", {**DISTILLED, "prior_count": 25}),
+    Arm("distilled prior, 400 steps, text encoder too", {**DISTILLED, "train_text_encoder": True}),
+)
+"""What the screening suggests, measured beside the best of it."""
 SCREENED, SEEDS, FINALISTS = 2, 3, 6
 PACED, ROUNDS = 20, 3
 """Steps, and how often both are timed."""
 STEPS = (150, 300, 600, 1200)
 METRICS = ("balance", "dino", "truth", "clip_t", "pres", "div", "copying")
+KEPT = ("class_kept", "class_clip_t")
+"""What is left of the class itself."""
 LESS = ("pres", "copying")
 """Metrics of which less is better."""
 
@@ -90,7 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parts = [screen_part(screened, paces, megabytes)]
     if not chosen.screen:
         finalists = best(screened)
-        final = _balanced(study.run([*finalists, HALVED], chosen.subjects, range(chosen.seeds), reporter))
+        judged = replace(study, asked=KEPT)
+        final = _balanced(judged.run([*finalists, *JOINED], chosen.subjects, range(chosen.seeds), reporter))
         parts.append(final_part(final, f"{len(chosen.subjects)} subjects x {chosen.seeds} seeds"))
         curves = study.run([each for arm in finalists for each in along(arm)], screening, [0], reporter)
         parts.append(curve_part(finalists, curves))
@@ -174,26 +182,26 @@ def screen_part(screened: Mapping[str, Rows], paces: Mapping[str, float], megaby
 
 def final_part(final: Mapping[str, Rows], size: str) -> str:
     """Return the table of the best with intervals, and how each differs from the default."""
-    ours = final[OURS]
+    ours, metrics = final[OURS], (*METRICS, *KEPT)
     lines = [
         f"## The best, {size}",
         "",
-        f"| | {' | '.join(METRICS)} |",
-        "| --- |" + " --- |" * len(METRICS),
+        f"| | {' | '.join(metrics)} |",
+        "| --- |" + " --- |" * len(metrics),
     ]
     for name, rows in final.items():
-        cells = [statistics.estimate(rows[metric]).text() for metric in METRICS]
+        cells = [statistics.estimate(rows[metric]).text() for metric in metrics]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += [
         "",
         f"Differences from {OURS}, subject by subject, with 95 % intervals:",
         "",
-        f"| | {' | '.join(METRICS)} |",
-        "| --- |" + " --- |" * len(METRICS),
+        f"| | {' | '.join(metrics)} |",
+        "| --- |" + " --- |" * len(metrics),
     ]
     for name, rows in final.items():
         if name != OURS:
-            lines.append(f"| {name} | {' | '.join(_apart(rows, ours, metric) for metric in METRICS)} |")
+            lines.append(f"| {name} | {' | '.join(_apart(rows, ours, metric) for metric in metrics)} |")
     return "\n".join([*lines, ""])
 
 

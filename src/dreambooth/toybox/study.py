@@ -41,6 +41,7 @@ ARCHIVE = Path("docs/studies.jsonl")
 Rows = dict[str, Scores]
 KEPT = (
     *("dino", "truth", "clip_i", "clip_t", "pres", "pres_frozen", "pres_drift", "div", "copying"),
+    *("class_kept", "class_clip_t", "class_clip_t_frozen"),
     *("oracle_dino", "floor_dino", "oracle_clip_i", "floor_clip_i", "ceiling_clip_t", "ceiling_div"),
 )
 """The rows that the archive keeps."""
@@ -93,6 +94,7 @@ class Study:
         workers: Processes that measure cells side by side; of one thread each where there are several.
         archive: File of what was measured, a line a cell.
         settings: What every arm's recipe sets, unless the arm sets it otherwise.
+        asked: Rows that a cell must have; one that was kept before there were such rows is measured again.
     """
 
     home: Path
@@ -102,6 +104,7 @@ class Study:
     workers: int = 1
     archive: Path = ARCHIVE
     settings: Mapping[str, Any] = field(default_factory=dict)
+    asked: tuple[str, ...] = ()
 
     def run(
         self, arms: Sequence[Arm], subjects: Sequence[str], seeds: Iterable[int], reporter: Reporter
@@ -117,7 +120,9 @@ class Study:
         cells = [(arm, subject, seed) for seed in seeds for subject in subjects for arm in arms]
         if self.workers > 1:
             kept = self._kept()
-            self._side_by_side([cell for cell in cells if self.key(*cell) not in kept], reporter)
+            self._side_by_side(
+                [cell for cell in cells if not _answers(kept.get(self.key(*cell)), self.asked)], reporter
+            )
         found: dict[str, list[Rows]] = {arm.name: [] for arm in arms}
         for index, (arm, subject, seed) in enumerate(cells):
             reporter.say(f"cell {index + 1} of {len(cells)}: {arm.name}, {subject}, seed {seed}")
@@ -151,12 +156,20 @@ class Study:
                 remove_folder(run.checkpoints)
             return rows, cost
 
-        return self.recall(arm.name, subject, seed, self.key(arm, subject, seed), made)
+        return self.recall(arm.name, subject, seed, self.key(arm, subject, seed), made, self.asked)
 
-    def recall(self, name: str, subject: str, seed: int, key: str, make: Callable[[], tuple[Rows, Cost]]) -> Rows:
-        """Return the rows that the archive has under a key; where it has none, those that are made and kept now."""
+    def recall(
+        self,
+        name: str,
+        subject: str,
+        seed: int,
+        key: str,
+        make: Callable[[], tuple[Rows, Cost]],
+        asked: Iterable[str] = (),
+    ) -> Rows:
+        """Return the rows that the archive has under a key; where some are not there, those made and kept now."""
         document = self._kept().get(key)
-        if document is None:
+        if document is None or not _answers(document, asked):
             rows, cost = make()
             device = environment.processes().device.type
             told = {"key": key, "arm": name, "subject": subject, "seed": seed, "device": device, **asdict(cost)}
@@ -272,6 +285,10 @@ def difference(one: Scores, two: Scores) -> Estimate:
     value_N = np.array([first[name] - second[name] for name in names])
     nothing = np.zeros(len(names), int)
     return statistics.estimate(Scores(value_N, np.array(names), nothing, nothing, np.full(len(names), "")))
+
+
+def _answers(document: Mapping[str, Any] | None, asked: Iterable[str]) -> bool:
+    return document is not None and set(asked) <= document["rows"].keys()
 
 
 def _alone() -> None:
