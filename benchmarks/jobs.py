@@ -65,8 +65,9 @@ def ours(method: str, class_images: int, same: bool, bf16_images: bool = False) 
             10**6,
         ]
         if same:
-            given += ["--learning-rate", RATES[method], "--identifier", "sks", "--prior-count", class_images]
-            given += ["--prior-steps", 50, "--prior-guidance", 7.5, "--resolution", SIZE, "--precision", "fp32"]
+            given += ["--learning-rate", RATES[method], "--identifier", "sks", "--prior-loss", "images"]
+            given += ["--prior-count", class_images, "--prior-steps", 50, "--prior-guidance", 7.5]
+            given += ["--resolution", SIZE, "--precision", "fp32"]
             given += ["--prior-precision", "bf16"] if bf16_images else []
             given += ["--rank", RANK, "--targets", "attention"] if method == "lora" else []
         return [str(word) for word in given]

@@ -95,7 +95,8 @@ def theirs(job: Job, diffusers: Path, model: Path, pictures: Path, out: Path) ->
 def ours(job: Job, model: Path, pictures: Path, out: Path, way: Sequence[str]) -> list[str]:
     """Our command."""
     given: list[Any] = ["-m", "dreambooth", "train", pictures / "photos", "--class", "dog", "--model", model]
-    given += ["--prior-images", pictures / "class", "--identifier", "sks", "--method", job.method, "--samples", 0]
+    given += ["--prior-loss", "images", "--prior-images", pictures / "class", "--identifier", "sks"]
+    given += ["--method", job.method, "--samples", 0]
     given += ["--steps", 1000, "--learning-rate", job.rate, "--resolution", job.resolution, "--precision", "bf16"]
     given += ["--rank", 4, "--targets", "attention"] if job.method == "lora" else []
     given += [

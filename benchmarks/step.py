@@ -33,7 +33,9 @@ SUBJECT = "spotted_dog"
 def prepared(values: dict[str, Any], out: Path) -> loop.Loop:
     """The loop of a run as `dreambooth train` makes it, ready for its first step."""
     subject = {"photos": SUBJECTS / SUBJECT / "photos", "class_noun": "dog"}
-    recipe = Recipe.of({"samples": 0, "prior_count": 25, "steps": 10**6, **values, "subjects": [subject]})
+    recipe = Recipe.of(
+        {"samples": 0, "prior_loss": "images", "prior_count": 25, "steps": 10**6, **values, "subjects": [subject]}
+    )
     job = training._begin(make_plans(recipe), out, Silent())
     training._describe(job)
     state, _ = optimization.prepare(job, training._class_images(job))

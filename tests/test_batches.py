@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -54,6 +55,21 @@ def test_weights_are_the_papers_equation_2() -> None:
     slots = plan.slots(3)
     assert [slot.weight for slot in slots] == [1 / 4] * 4 + [0.7 / 4] * 4
     assert [slot.is_prior for slot in slots] == [False] * 4 + [True] * 4
+
+
+def test_a_share_of_the_class_images_has_no_prompt_and_all_else_stays_as_it_was() -> None:
+    whole = Plan(0, items(5, "photo"), items(9, "class"), 2, 1.0)
+    plan = replace(whole, prior_dropout=0.25)
+    slots, named = ([slot for step in range(500) for slot in each.slots(step)] for each in (plan, whole))
+    assert [slot.item.rows for slot in slots] == [slot.item.rows for slot in named]
+    kept = [
+        replace(slot, item=was.item) if not slot.item.prompt else slot for slot, was in zip(slots, named, strict=True)
+    ]
+    assert kept == named
+    dropped = [not slot.item.prompt for slot in slots if slot.is_prior]
+    assert sum(dropped) / len(dropped) == pytest.approx(0.25, abs=0.04)
+    assert all(slot.item.prompt for slot in slots if not slot.is_prior)
+    assert plan.slots(7) == [slot for slot in slots if slot.step == 7]
 
 
 @pytest.mark.parametrize(("accumulation", "world"), [(1, 1), (2, 1), (3, 2), (4, 1), (1, 2), (2, 3)])

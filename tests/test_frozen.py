@@ -209,7 +209,7 @@ def test_a_new_token_is_compared_with_its_class(tiny_sd: Path) -> None:
     torch.testing.assert_close(found_BCHW, expected_BCHW, rtol=1e-5, atol=1e-6)
 
 
-def test_by_default_nothing_is_compared(tiny_sd: Path) -> None:
+def test_the_papers_loss_compares_with_nothing(tiny_sd: Path) -> None:
     assert not is_needed(recipe_for(tiny_sd))
     for values in ({"prior_loss": "parent"}, {"dco_beta": 1000.0}, {"l2_to_base": 1.0}):
         assert is_needed(recipe_for(tiny_sd, **values))
@@ -238,7 +238,8 @@ def test_the_default_caption_becomes_the_class_prompt(noun: str) -> None:
 @pytest.mark.parametrize(
     "values",
     [
-        {"prior_loss": "distilled"},
+        {"prior_loss": "distilled", "prior_dropout": 0.6},
+        {"prior_loss": "distilled", "prior_dropout": 0.6, "train_text_encoder": True},
         {"prior_loss": "parent", "crops": 1, "accumulation": 2},
         {"prior_loss": "parent", "method": "full", "cache": False},
         {"dco_beta": 1.0, "train_text_encoder": True},

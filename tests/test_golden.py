@@ -23,6 +23,7 @@ def losses(method: str, model: Path, folder: Path) -> list[float]:
     values = {"model": str(model), "method": method, "steps": 20, "samples": 0, "batch_size": 2, "seed": 3}
     values |= {
         "learning_rate": 1e-3,
+        "prior_loss": "images",
         "prior_count": 4,
         "prior_steps": 2,
         "crops": 1,

@@ -36,6 +36,7 @@ def require(device: torch.device = CUDA, processes: int = 1, **values: Any) -> N
 def test_a_plain_run_can_be_captured() -> None:
     require()
     require(method="full", rank=None, alpha=None)
+    require(prior_loss="distilled")
 
 
 @pytest.mark.parametrize(
@@ -48,8 +49,6 @@ def test_a_plain_run_can_be_captured() -> None:
         ({"gradient_checkpointing": True}, "recomputed"),
         ({"compile": True}, "compiled"),
         ({"min_rank": 1}, "ranks"),
-        ({"prior_loss": "distilled"}, "frozen model"),
-        ({"dco_beta": 1000.0}, "frozen model"),
         ({"train_text_encoder": True}, "text encoder"),
         ({"method": "textual-inversion"}, "text encoder"),
         ({"adapter": "loha"}, "loha"),
@@ -88,6 +87,13 @@ def test_each_shape_is_captured_once_and_only_so_many(monkeypatch: pytest.Monkey
     assert [float(each) for each in made] == [*[12.0] * (graphs.MOST + 1), 6.0]
 
 
+def test_a_pass_of_the_frozen_model_is_none_of_the_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", lambda *_, **__: pytest.fail("captured"))
+    graphed = graphs.Graphs(lambda denoiser, noisy_BCHW, t_B, cond: denoiser(noisy_BCHW))
+    with torch.no_grad():
+        assert graphed(nn.Identity(), torch.ones(1, 1, 2, 2), torch.zeros(1), {}).sum() == 4
+
+
 def test_without_casts_a_lora_gives_the_same_numbers(tiny_sd: Path) -> None:
     recipe = recipe_for(tiny_sd)
     family = families.get("sd")
@@ -114,13 +120,14 @@ def test_without_casts_a_lora_gives_the_same_numbers(tiny_sd: Path) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("prior", [{"prior_weight": 0.0}, {"prior_loss": "parent"}], ids=["no prior", "parent"])
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("name", GRAPHED)
 def test_a_graph_gives_what_the_pass_gives(
-    name: str, method: str, debug_folder: Callable[[str], Path], tmp_path: Path
+    name: str, method: str, prior: dict[str, Any], debug_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
     photos = make_photos(tmp_path / "photos")
-    values = {"method": method, "steps": 6, "learning_rate": 1e-3, "prior_weight": 0.0, "precision": "fp32"}
+    values = {"method": method, "steps": 6, "learning_rate": 1e-3, "precision": "fp32", **prior}
     found = []
     for graphed in (False, True):
         run = Run(tmp_path / str(graphed))

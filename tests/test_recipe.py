@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ COUNTED = {
     "text_encoder_learning_rate": 1e-6,
     "prior_weight": 0.5,
     "prior_loss": "distilled",
+    "prior_dropout": 0.2,
     "dco_beta": 1000.0,
     "l2_to_base": 1.0,
     "low_resolution_noise": 0,
@@ -143,7 +145,9 @@ def test_a_later_setting_does_not_count_as_what_it_was(setting: str) -> None:
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({}, "images"),
+        ({}, "distilled"),
+        ({"adapter": "dora", "train_text_encoder": True}, "distilled"),
+        ({"prior_loss": "images"}, "images"),
         ({"method": "pivotal"}, "images"),
         ({"method": "full"}, "images"),
         ({"method": "full", "prior_loss": "parent"}, "parent"),
@@ -151,17 +155,37 @@ def test_a_later_setting_does_not_count_as_what_it_was(setting: str) -> None:
         ({"prior_weight": 0.0}, "images"),
         ({"dco_beta": 1000.0}, "images"),
         ({"l2_to_base": 1.0}, "images"),
-        ({"prior_images": "dogs"}, "images"),
-        ({"prior_count": 7}, "images"),
-        ({"prior_precision": "bf16"}, "images"),
+        ({"prior_images": "dogs"}, "distilled"),
     ],
 )
-def test_the_prior_is_the_papers_unless_another_is_asked_for(
+def test_the_prior_is_the_best_that_was_measured_unless_another_is_asked_for(
     values: dict[str, Any], expected: str, tiny_sd: Path
 ) -> None:
     filled, reasons = presets.fill(recipe(**values), resolve(str(tiny_sd)), 32, "cpu")
     assert filled.prior_loss == expected
     assert ("prior_loss" in reasons) == ("prior_loss" not in values)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({}, 0.1),
+        ({"prior_loss": "parent", "method": "full"}, 0.1),
+        ({"prior_loss": "images"}, 0.0),
+        ({"prior_weight": 0.0}, 0.0),
+        ({"guidance": 1.0}, 0.1),
+        ({"prior_dropout": 0.3}, 0.3),
+    ],
+)
+def test_the_frozen_model_is_kept_where_guidance_starts_from(
+    values: dict[str, Any], expected: float, tiny_sd: Path
+) -> None:
+    source = resolve(str(tiny_sd))
+    assert presets.fill(recipe(**values), source, 32, "cpu")[0].prior_dropout == expected
+    for told in (replace(source, family="flux"), replace(source, family="flux2", name="flux2-dev")):
+        assert presets.fill(recipe(**values), told, 32, "cpu")[0].prior_dropout == values.get("prior_dropout", 0.0)
+    unguided = replace(source, family="z_image", name="z-image-turbo")
+    assert presets.fill(recipe(), unguided, 32, "cpu")[0].prior_dropout == 0
 
 
 @pytest.mark.parametrize(("method", "weight"), [("lora", 1.0), ("full", 1.0), ("textual-inversion", 0.0)])

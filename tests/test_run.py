@@ -91,7 +91,7 @@ def test_a_cosine_schedule_cannot_be_extended(lab: Lab, tmp_path: Path) -> None:
         ({"class": "cat"}, "class_noun: dog there, cat here"),
         ({"rank": 2}, "rank: 4 there, 2 here; alpha: 4.0 there, 2.0 here"),
         ({"identifier": "phol"}, "identifier: ohwx there, phol here"),
-        ({"prior-loss": "distilled"}, "prior_loss: images there, distilled here"),
+        ({"prior-loss": "images"}, "prior_loss: distilled there, images here; prior_dropout: 0.1 there, 0.0 here"),
     ],
 )
 def test_another_recipe_is_told_by_what_differs(settings: dict[str, object], what: str, lab: Lab) -> None:

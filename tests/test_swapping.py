@@ -44,7 +44,7 @@ def test_what_is_learnt_is_the_same(
 ) -> None:
     """Waiting weights are not numbers: a block that is used without having been fetched spoils the loss."""
     photos, model = make_photos(tmp_path / "photos"), debug_folder(name)
-    values = {"steps": 3, "prior_loss": "parent", "learning_rate": 1e-3}
+    values = {"steps": 3, "prior_loss": "parent", "prior_dropout": 0.6, "learning_rate": 1e-3}
     more = ("--allow", "learning-rate", "--gradient-checkpointing")
     done = calls.train(photos, model, *more, out=tmp_path / "plain", **values)
     assert done.status == 0, done

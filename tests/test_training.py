@@ -104,7 +104,7 @@ def test_neither_gradient_checkpointing_nor_accumulation_nor_logging_changes_a_r
     np.testing.assert_allclose(np.array(losses(split), float), np.array(losses(plain), float), rtol=1e-5)
 
 
-@pytest.mark.parametrize("prior_loss", ["images", "parent"])
+@pytest.mark.parametrize("prior_loss", ["images", "distilled"])
 def test_compiled_blocks_learn_the_same(
     prior_loss: str, tiny_sd: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

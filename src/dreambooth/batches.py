@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -78,6 +78,7 @@ class Plan:
         prior: The class images; empty without prior preservation.
         batch_size: Photos a step; as many class images join them.
         prior_weight: Lambda.
+        prior_dropout: Share of the prior's places without a prompt.
     """
 
     seed: int
@@ -85,6 +86,7 @@ class Plan:
     prior: Sequence[Item]
     batch_size: int
     prior_weight: float
+    prior_dropout: float = 0.0
 
     def slots(self, step: int) -> list[Slot]:
         """Return the slots of a step: photos, then class images, each pool in its own shuffled rounds."""
@@ -92,8 +94,13 @@ class Plan:
         picked = [(self._pick(self.photos, "photos", step * size + k), 1 / size, False) for k in range(size)]
         if self.prior:
             weight = self.prior_weight / size
-            picked += [(self._pick(self.prior, "prior", step * size + k), weight, True) for k in range(size)]
+            picked += [(self._prior_item(step * size + k), weight, True) for k in range(size)]
         return [Slot(step, index, *slot) for index, slot in enumerate(picked)]
+
+    def _prior_item(self, position: int) -> Item:
+        item = self._pick(self.prior, "prior", position)
+        drops = float(torch.rand(1, generator=generator(self.seed, "dropout", position))) < self.prior_dropout
+        return replace(item, prompt="") if drops else item
 
     def _pick(self, pool: Sequence[Item], name: str, position: int) -> Item:
         round_, place = divmod(position, len(pool))

@@ -31,6 +31,7 @@ Predict = Callable[[nn.Module, Tensor, Tensor, dict[str, Tensor]], Tensor]
 class Graphs:
     """`Family.predict`, replayed where it can be.
 
+    A pass without gradients is the frozen model's, of other weights than those that a graph has captured.
     A graph's gradients lie where its next backward pass will put the next ones: use it once between two optimiser steps
     that drop the gradients.
 
@@ -46,7 +47,8 @@ class Graphs:
         """Predict the target for noisy latents."""
         given = (noisy_BCHW, t_B, *cond.values())
         key = (*cond, *((tensor.shape, tensor.dtype) for tensor in given))
-        if key not in self._captured and len(self._captured) == MOST:
+        is_full = key not in self._captured and len(self._captured) == MOST
+        if is_full or not torch.is_grad_enabled():
             return self._predict(denoiser, noisy_BCHW, t_B, cond)
         if key not in self._captured:
             self._captured[key] = _capture(_Pass(self._predict, denoiser, list(cond)), given)
@@ -99,8 +101,6 @@ def require(recipe: Recipe, pipe: DiffusionPipeline, device: torch.device, proce
         "activations are recomputed": bool(recipe.gradient_checkpointing),
         "blocks are compiled": recipe.compile,
         "ranks depend on the noise": recipe.min_rank is not None,
-        f"--prior-loss {recipe.prior_loss} asks the frozen model (images does not)": recipe.prior_loss != "images",
-        "--dco-beta asks the frozen model": recipe.dco_beta is not None,
         "the frozen base is of few bits": recipe.base is not None,
         "the text encoder is trained": recipe.train_text_encoder or recipe.method in ("textual-inversion", "pivotal"),
         f"the adapter is {recipe.adapter}": recipe.has_adapter and not recipe.is_lora,

@@ -88,7 +88,8 @@ def prepare(job: Job, class_images: Sequence[Sequence[Photo]]) -> tuple[loop.Loo
     prepared, prepared_optimizer = job.accelerator.prepare(trainee, optimizer, device_placement=placed)
     _bring(job, texts is None)
     assert recipe.prior_weight is not None, "presets.fill leaves no weight open"
-    plan = Plan(recipe.seed, subject_items, prior_items, recipe.batch_size, recipe.prior_weight)
+    kept = (recipe.prior_weight, recipe.prior_dropout or 0.0)
+    plan = Plan(recipe.seed, subject_items, prior_items, recipe.batch_size, *kept)
     process = job.family.process(job.pipe).on(job.accelerator.device)
     bare, as_class = job.accelerator.unwrap_model(prepared), partial(class_caption, recipe)
     before = frozen.Frozen.of(bare, as_class) if frozen.is_needed(recipe) else None
@@ -155,7 +156,7 @@ def _caches(
                 latents[row] = encoded
                 job.reporter.advance()
         if texts is not None:
-            captions = {item.prompt for item in items}
+            captions = {item.prompt for item in items} | ({""} if recipe.prior_dropout else set())
             if frozen.is_needed(recipe):
                 captions |= {class_caption(recipe, each) for each in captions}
             with _on_device(job, encoders):

@@ -171,7 +171,7 @@ _PIVOTAL = Preset(
 
 TRAINING: dict[tuple[str, str], Preset] = {
     ("toybox", "lora"): Preset(
-        {"steps": 600, "learning_rate": 2e-3, "rank": 16, "targets": "wide"}, "measured on the toybox"
+        {"steps": 400, "learning_rate": 2e-3, "rank": 16, "targets": "wide"}, "measured on the toybox"
     ),
     ("toybox", "full"): Preset(
         {"steps": 600, "learning_rate": 3e-4, "text_encoder_learning_rate": 2e-5}, "measured on the toybox"
@@ -302,7 +302,9 @@ def fill(recipe: Recipe, source: Source, resolution: int, accelerator: str) -> t
     elif recipe.has_strength:
         derive("alpha", float(recipe.rank or values["rank"]), "the rank: a scale of 1")
     derive("prior_weight", *class_keeping.weight(recipe, source))
-    derive("prior_loss", "images", "Ruiz et al. 2023; docs/methods.md measures others")
+    derive("prior_loss", *class_keeping.loss(recipe.model_copy(update=values)))
+    usual_guidance = SAMPLING[chosen].values["guidance"]
+    derive("prior_dropout", *class_keeping.dropout(recipe.model_copy(update=values), source, usual_guidance))
     further, why = upscaling.fill(recipe, source)
     values |= further
     reasons |= why

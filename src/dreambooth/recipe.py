@@ -38,6 +38,7 @@ LATER: dict[str, Any] = {
     "step_in_backward": False,
     "ema_profiles": False,
     "prior_precision": None,
+    "prior_dropout": 0.0,
 }
 """Settings that came after the first runs were made, and what they were until then."""
 
@@ -113,7 +114,15 @@ class Settings(BaseModel):
     )
     prior_loss: Literal["images", "distilled", "parent"] | None = Field(
         None,
-        description="Keep the class by class images; by the frozen model on them; or by it on the photos as class.",
+        description="Keep the class by class images; by the frozen model on them (default of a LoRA); or by it on the "
+        "photos as class.",
+    )
+    prior_dropout: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="Share of the prior under an empty prompt. Default: 0.1 with a frozen model's where guidance leads "
+        "away from one, else 0.",
     )
     prior_count: int | None = Field(None, ge=1, description="Class images.")
     prior_images: Path | None = Field(None, description="Folder of real class images to use instead of generated ones.")

@@ -182,6 +182,8 @@ class Run:
 
     def _difference(self, recipe: Recipe) -> str:
         old, new = _flat(self.recipe), _flat(recipe)
+        unsaid = {name: was for name, was in LATER.items() if was is not None and old.get(name) is None}
+        old |= unsaid  # by a run from before there was such a setting
         pairs = {name: (old.get(name, LATER.get(name)), new.get(name, LATER.get(name))) for name in {**new, **old}}
         shown = [f"{name}: {there} there, {here} here" for name, (there, here) in pairs.items() if there != here]
         return "; ".join(shown[:3]) or "other photos or another base model"

@@ -186,7 +186,7 @@ def test_a_class_that_falls_apart_without_becoming_the_subject(left: float, leve
     broken = np.stack([near(unit(left * DOG + (1 - left) * between), 0.8, 12), *two.classes_CKD[1:]])
     finding = found("class", identity(), replace(two, classes_CKD=broken))
     assert finding.level == level
-    assert ("prior on class images" in finding.text) == (level != "good")
+    assert ("--prior-dropout 0.1" in finding.text) == (level != "good")
 
 
 def test_a_broken_class_cannot_be_told_where_the_frozen_model_does_not_draw_it() -> None:

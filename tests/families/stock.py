@@ -21,15 +21,27 @@ def second_call(stock: DiffusionPipeline, denoiser: nn.Module, **settings: Any) 
 
     The prediction is what the scheduler is given: some pipelines negate what their denoiser says.
     """
-    calls: list[dict[str, Any]] = []
+    with calls_of(denoiser) as calls, spied_steps(stock) as steps:
+        draw_two(stock, **settings)
+    return calls[1], steps[1][0]
+
+
+def draw_two(stock: DiffusionPipeline, **settings: Any) -> None:
+    """Draw an image of each of `PROMPTS` in three steps."""
     generators = [torch.Generator().manual_seed(k) for k in range(2)]
+    settings |= small_images(stock, len(PROMPTS))
+    stock(prompt=list(PROMPTS), num_inference_steps=3, generator=generators, output_type="latent", **settings)
+
+
+@contextmanager
+def calls_of(denoiser: nn.Module) -> Iterator[list[dict[str, Tensor]]]:
+    """What a denoiser is given at each call, by name."""
+    calls: list[dict[str, Tensor]] = []
     hook = denoiser.register_forward_pre_hook(
         lambda module, args, kwargs: calls.append(arguments(module, args, kwargs)), with_kwargs=True
     )
-    settings |= small_images(stock, len(PROMPTS))
-    with hook, spied_steps(stock) as steps:
-        stock(prompt=list(PROMPTS), num_inference_steps=3, generator=generators, output_type="latent", **settings)
-    return calls[1], steps[1][0]
+    with hook:
+        yield calls
 
 
 def small_images(stock: DiffusionPipeline, count: int) -> dict[str, Any]:

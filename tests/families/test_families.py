@@ -29,7 +29,8 @@ from dreambooth.samples import image_generator
 from tests.families.conftest import Model
 from tests.families.stock import (
     PROMPTS,
-    arguments,
+    calls_of,
+    draw_two,
     places,
     posterior,
     second_call,
@@ -159,12 +160,8 @@ def test_the_denoiser_is_called_as_the_stock_pipeline_calls_it(model: Model, is_
     noisy_BCHW = unpacked(first, height // factor, width // factor)
     is_flow = isinstance(family.process(model.pipe), Flow)
     t = stock.scheduler.timesteps[1] / (1000 if is_flow else 1)
-    calls: list[dict[str, Any]] = []
     denoiser = family.denoiser(model.pipe)
-    hook = denoiser.register_forward_pre_hook(
-        lambda module, args, kwargs: calls.append(arguments(module, args, kwargs)), with_kwargs=True
-    )
-    with hook, torch.no_grad():
+    with calls_of(denoiser) as calls, torch.no_grad():
         cond = cond_of(model, family.encode_prompts(model.pipe, PROMPTS), noisy_BCHW)
         predicted_BCHW = family.predict(denoiser, noisy_BCHW, t.expand(2), cond)
     assert calls[0].keys() == given.keys()
@@ -174,6 +171,41 @@ def test_the_denoiser_is_called_as_the_stock_pipeline_calls_it(model: Model, is_
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5, check_dtype=same_kind, msg=name)
     expected_BCHW = unpacked(expected, height // factor, width // factor)[:, : predicted_BCHW.shape[1]]
     torch.testing.assert_close(predicted_BCHW, expected_BCHW, rtol=1e-5, atol=1e-5)
+
+
+LED_AWAY = ("sd", "sdxl", "sd35", "chroma", "sana", "z_image", "qwen_image", "flux2-klein-base", "deepfloyd")
+
+
+@pytest.mark.parametrize("name", LED_AWAY)
+def test_no_prompt_is_what_the_stock_pipeline_leads_away_from(name: str, models: Callable[[str], Model]) -> None:
+    """Some encode an empty text, some a blank, and some give zeros: the prior learns what guidance starts from."""
+    model = models(name)
+    family, stock = model.family, model.stock
+    side = model.side + 2 * family.STRIDE
+    settings = {"height": side, "width": side, **family.guide(stock, 4.0, ["", ""])}
+    with calls_of(family.denoiser(stock)) as seen:
+        draw_two(stock, **settings)
+    noisy_BCHW = random_noisy(model, 1)
+    t_B = family.process(model.pipe).sample_t(torch.full((1,), 0.5))
+    denoiser = family.denoiser(model.pipe)
+    told = {}
+    for prompt in ("", PROMPTS[0]):
+        with calls_of(denoiser) as calls, torch.no_grad():
+            family.predict(
+                denoiser, noisy_BCHW, t_B, cond_of(model, family.encode_prompts(model.pipe, [prompt]), noisy_BCHW)
+            )
+        told[prompt] = calls[0]
+    read = [key for key, value in told[""].items() if not alike(value, told[PROMPTS[0]][key])]
+    assert read
+    for key in read:
+        rows = [row for call in seen for row in call[key]]
+        for prompt in told:
+            (wanted,) = told[prompt][key]
+            assert any(alike(row[: len(wanted)], wanted) for row in rows), (key, prompt)
+
+
+def alike(one: Tensor, two: Tensor) -> bool:
+    return one.shape == two.shape and torch.allclose(one.float(), two.float(), atol=1e-5)
 
 
 def test_prompts_of_different_length_are_encoded_as_each_alone(model: Model) -> None:

@@ -11,7 +11,7 @@ from dreambooth.progress import Silent
 from dreambooth.toybox import SUBJECTS, learned
 from dreambooth.toybox.learned import Learned, measure, sheet, write_up
 from dreambooth.toybox.model.classifiers import Classifier
-from dreambooth.toybox.study import Arm, Study
+from dreambooth.toybox.study import DEFAULT, Arm, Study
 from dreambooth.toybox.world.vocabulary import CONTEXTS
 
 GOOD = Learned("DreamBooth", "some_dog", 50, 0.1, 0.5, 0.6, 0.4, 0.2, 0.9, 0.95)
@@ -35,7 +35,7 @@ def test_a_subject_is_measured_once_against_its_truth_and_a_stranger(
     shutil.copytree(SUBJECTS / "striped_cat", stranger)
     monkeypatch.setattr(learned, "COUNT", 1)
     study = Study(tmp_path, scenes=1, count=1)
-    arm = Arm(learned.OURS, {"steps": 1, "prior_weight": 0.0, "inference_steps": 2, "rank": 2})
+    arm = Arm(DEFAULT, {"steps": 1, "prior_weight": 0.0, "inference_steps": 2, "rank": 2})
     monkeypatch.setattr(learned, "ARMS", (arm,))
     classifier = Classifier((8,), {"context": list(CONTEXTS)}).eval()
     found = measure(study, arm, "spotted_dog", classifier, Silent())

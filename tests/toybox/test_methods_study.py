@@ -17,10 +17,11 @@ from dreambooth.toybox import SUBJECTS as SUBJECT_FILES
 from dreambooth.toybox import methods
 from dreambooth.toybox.methods import (
     ARMS,
-    JOINED,
+    BECAME,
     KEPT,
     METRICS,
     PACED,
+    PRIORS,
     STEPS,
     along,
     best,
@@ -47,7 +48,7 @@ def rows(level: float, pres: float = 0.3) -> Rows:
     return merge(found)
 
 
-@pytest.mark.parametrize("arm", [*ARMS, *JOINED], ids=lambda arm: arm.name)
+@pytest.mark.parametrize("arm", [*ARMS, BECAME], ids=lambda arm: arm.name)
 def test_every_arm_is_a_run_that_would_start(arm: Arm, tmp_path: Path) -> None:
     shutil.copytree(SUBJECT_FILES / "striped_cat" / "photos", tmp_path / "others" / "dog, 20")  # need not be rendered
     plans = planning.make_plans(Study(tmp_path, settings=PAPER).recipe(arm, "spotted_dog", 0))
@@ -57,11 +58,11 @@ def test_every_arm_is_a_run_that_would_start(arm: Arm, tmp_path: Path) -> None:
 
 
 def test_arms_have_names_of_their_own() -> None:
-    assert len({arm.name for arm in [*ARMS, *JOINED]}) == len(ARMS) + len(JOINED)
+    assert len({arm.name for arm in [*ARMS, BECAME]}) == len(ARMS) + 1
     assert ARMS[0].settings == {}
 
 
-def test_the_best_go_on_with_the_default_among_them() -> None:
+def test_the_best_go_on_with_the_papers_among_them() -> None:
     screened = {arm.name: rows(0.5) for arm in ARMS} | {ARMS[0].name: rows(0.1)}
     screened |= {"full": rows(0.9), "DoRA": rows(0.8)}
     assert [arm.name for arm in best(screened, 3)] == [ARMS[0].name, "full", "DoRA"]
@@ -71,7 +72,26 @@ def test_the_best_go_on_with_the_default_among_them() -> None:
     assert names[-1] == ARMS[0].name
 
 
-def test_a_difference_from_the_default_is_told_with_its_interval() -> None:
+def test_what_became_the_default_is_the_default(tmp_path: Path) -> None:
+    """The page says so; a default that moves on must be measured anew."""
+    plain, told = (
+        planning.make_plans(replace(Study(tmp_path), settings=settings).recipe(arm, "spotted_dog", 0)).recipe
+        for arm, settings in ((Arm("plain"), {}), (BECAME, PAPER))
+    )
+    assert plain == told
+
+
+def test_every_prior_is_compared_to_the_end() -> None:
+    assert [arm.name for arm in methods.last(list(ARMS[:2]))] == [
+        BECAME.name,
+        *(arm.name for arm in ARMS[:2]),
+        *PRIORS,
+    ]
+    named = [arm.name for arm in ARMS if arm.name in PRIORS]
+    assert sorted(named) == sorted(PRIORS)
+
+
+def test_a_difference_from_the_papers_is_told_with_its_interval() -> None:
     found = {ARMS[0].name: rows(0.5), "full": rows(0.6, pres=0.4), "DoRA": rows(0.5)}
     lines = final_part(found, "six").splitlines()
     told = {

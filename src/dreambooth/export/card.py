@@ -15,6 +15,7 @@ from dreambooth.export.metadata import trigger
 from dreambooth.files import write_text
 from dreambooth.models import Source
 from dreambooth.pages import Score
+from dreambooth.recipe import Recipe
 from dreambooth.run import Run
 
 LICENCES = {
@@ -142,13 +143,19 @@ def _facts(run: Run) -> str:
         "steps": f"{info['steps']}, batch size {recipe.batch_size}",
         "learning rate": recipe.learning_rate,
         "text encoder trained": "yes" if recipe.train_text_encoder else "no",
-        "prior preservation": f"{recipe.prior_loss}, weight {recipe.prior_weight:g}" if recipe.prior_weight else "none",
+        "prior preservation": _prior(recipe) if recipe.prior_weight else "none",
         "resolution": f"{', '.join(map(str, buckets.resolutions(recipe)))} px",
         "seed": recipe.seed,
         "run": info["identity"],
         "trained with": f"dreambooth {__version__}",
     }
     return "## Training\n\n" + _table(("", ""), [(name, str(value)) for name, value in rows.items()])
+
+
+def _prior(recipe: Recipe) -> str:
+    """Say what kept the class."""
+    dropped = f", {recipe.prior_dropout:.0%} of it without a prompt" if recipe.prior_dropout else ""
+    return f"{recipe.prior_loss}, weight {recipe.prior_weight:g}{dropped}"
 
 
 def _scores(run: Run) -> str:

@@ -70,7 +70,7 @@ def encode_images(pipe: DiffusionPipeline, pixels_BCHW: Tensor) -> dict[str, Ten
 
 
 def encode_prompts(pipe: DiffusionPipeline, prompts: Sequence[str]) -> list[dict[str, Tensor]]:
-    """Encode each prompt, in the pipeline's template, to `prompt_embeds_LD` of its own length.
+    """Encode each prompt, in the pipeline's template, to `prompt_embeds_LD` of its own length; for none, a blank.
 
     Raises:
         UserError: A prompt is longer than the model was made to read.
@@ -78,7 +78,8 @@ def encode_prompts(pipe: DiffusionPipeline, prompts: Sequence[str]) -> list[dict
     for prompt in prompts:
         require_fits("the prompt", prompt, [pipe.tokenizer])
     device = pipe.text_encoder.device
-    embeds_BLD, mask_BL = pipe.encode_prompt(list(prompts), device, max_sequence_length=language.TOKENS)
+    texts = [prompt or " " for prompt in prompts]
+    embeds_BLD, mask_BL = pipe.encode_prompt(texts, device, max_sequence_length=language.TOKENS)
     return [{"prompt_embeds_LD": embeds_LD} for embeds_LD in language.separate(embeds_BLD, mask_BL)]
 
 

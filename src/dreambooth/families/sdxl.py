@@ -66,6 +66,8 @@ def process(pipe: DiffusionPipeline) -> Ddpm:
 def encode_prompts(pipe: DiffusionPipeline, prompts: Sequence[str]) -> list[dict[str, Tensor]]:
     """Encode each prompt to `prompt_embeds_LD`, of both encoders side by side, and `pooled_D`, of the second.
 
+    An empty one is zeros where the stock pipeline's guidance leads away from them; other programs encode it.
+
     Raises:
         UserError: A prompt is longer than the text encoders can read.
     """
@@ -74,7 +76,11 @@ def encode_prompts(pipe: DiffusionPipeline, prompts: Sequence[str]) -> list[dict
     device = pipe.text_encoder.device
     embeds_BLD, _, pooled_BD, _ = pipe.encode_prompt(list(prompts), None, device, 1, False)
     pairs = zip(embeds_BLD, pooled_BD, strict=True)
-    return [{"prompt_embeds_LD": embeds_LD, "pooled_D": pooled_D} for embeds_LD, pooled_D in pairs]
+    rows = [{"prompt_embeds_LD": embeds_LD, "pooled_D": pooled_D} for embeds_LD, pooled_D in pairs]
+    for row, prompt in zip(rows, prompts, strict=True):
+        if not prompt and pipe.config.force_zeros_for_empty_prompt:
+            row |= {name: 0 * value for name, value in row.items()}  # trained encoders stay part of the step
+    return rows
 
 
 def predict(denoiser: nn.Module, noisy_BCHW: Tensor, t_B: Tensor, cond: dict[str, Tensor]) -> Tensor:

@@ -25,11 +25,11 @@ from dreambooth.evaluation import statistics
 from dreambooth.evaluation.statistics import Estimate, Scores
 from dreambooth.paths import cache_root
 from dreambooth.progress import Lines, Reporter, hush_libraries
-from dreambooth.toybox import CLASSIFIERS, SUBJECTS, pages, reproduction
+from dreambooth.toybox import CLASSIFIERS, SUBJECTS, pages
 from dreambooth.toybox.model import classifiers
 from dreambooth.toybox.model.classifiers import Classifier
 from dreambooth.toybox.model.renders import to_pixels
-from dreambooth.toybox.study import Arm, Study, class_of, difference
+from dreambooth.toybox.study import DEFAULT, Arm, Study, class_of, difference
 
 ASKED = {
     "recontext": ("context", ""),
@@ -100,7 +100,7 @@ def study(
     found = []
     for seed in range(seeds):
         for subject in subjects:
-            run = where.learn(Arm(reproduction.OURS), subject, seed, reporter).path
+            run = where.learn(Arm(DEFAULT), subject, seed, reporter).path
             noun = class_of(subject)
             made = apply(run, fitting(noun, kind_of(noun)), count=count, reporter=reporter)
             found += [(each, subject, seed) for each in made]

@@ -30,10 +30,9 @@ from dreambooth.toybox import CLASSIFIERS, SUBJECTS
 from dreambooth.toybox.model import classifiers
 from dreambooth.toybox.model.classifiers import Classifier
 from dreambooth.toybox.model.renders import to_pixels
-from dreambooth.toybox.reproduction import OURS
-from dreambooth.toybox.study import Arm, Study, class_of, other_subject
+from dreambooth.toybox.study import DEFAULT, Arm, Study, class_of, other_subject
 
-ARMS = (Arm(OURS), Arm("full", {"method": "full"}))
+ARMS = (Arm(DEFAULT), Arm("full", {"method": "full"}))
 COUNT = 4
 """Pictures of each context."""
 STRANGER = 1

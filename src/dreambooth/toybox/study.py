@@ -38,6 +38,8 @@ from dreambooth.toybox import SUBJECTS, held_out
 from dreambooth.training import train
 
 ARCHIVE = Path("docs/studies.jsonl")
+DEFAULT = "the default"
+"""The arm that sets nothing."""
 Rows = dict[str, Scores]
 KEPT = (
     *("dino", "truth", "clip_i", "clip_t", "pres", "pres_frozen", "pres_drift", "div", "copying"),
