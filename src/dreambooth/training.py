@@ -85,7 +85,7 @@ def make_class_images(
     folder: Path | None,
     reporter: Reporter,
 ) -> prior.ClassImages:
-    """Make or top up the class images that a run on `class_noun` with `--prior-loss images` uses.
+    """Make or top up the class images that a run on `class_noun` uses.
 
     Args:
         class_noun: The class.
