@@ -41,9 +41,10 @@ SETTINGS = (
     "--max-grad-norm --memory --method --min-rank --min-snr --model --more-resolutions --no-cache --no-compile "
     "--no-cuda-graphs --no-ema-profiles --no-flip --no-gradient-checkpointing --no-offload-blocks --no-select "
     "--no-step-in-backward --no-train-text-encoder --offload-blocks --optimizer --precision --prior-count "
-    "--prior-dropout --prior-guidance --prior-images --prior-loss --prior-precision --prior-steps --prior-weight "
-    "--rank --resolution --revision --sampler --samples --save-every --scenes --schedule --seed --select --start "
-    "--step-in-backward --steps --targets --text-encoder-learning-rate --train-text-encoder --warmup --weight-decay"
+    "--prior-dropout --prior-guidance --prior-images --prior-loss --prior-precision --prior-scenes --prior-steps "
+    "--prior-weight --rank --resolution --revision --sampler --samples --save-every --scenes --schedule --seed "
+    "--select --start --step-in-backward --steps --targets --text-encoder-learning-rate --train-text-encoder --warmup "
+    "--weight-decay"
 )
 """The flags of a recipe."""
 

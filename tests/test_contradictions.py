@@ -55,6 +55,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({**PIVOTAL, "train_text_encoder": True}, "--train-text-encoder does not go with pivotal tuning"),
     ({"dco_beta": 1000.0, "prior_weight": 1.0}, "--dco-beta keeps the class by itself: leave out --prior-weight"),
     ({"dco_beta": 1000.0, "prior_loss": "parent"}, "--dco-beta keeps the class by itself"),
+    ({"prior_scenes": ("by a lake",), "prior_loss": "parent"}, "no class images are drawn here"),
+    ({"prior_scenes": ("by a lake",), "prior_images": "dogs"}, "no class images are drawn here"),
     ({"prior_dropout": 0.5, "prior_weight": 0.0}, "there is no prior here for --prior-dropout: leave it out"),
     ({"prior_loss": "parent", "prior_weight": 0.0}, "--prior-weight 0 switches --prior-loss parent off"),
     ({"prior_loss": "parent", "prior_images": "dogs"}, "--prior-loss parent learns from the photos"),

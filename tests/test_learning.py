@@ -26,7 +26,7 @@ SETTINGS = {
     "prior_steps": 12,
     "inference_steps": 12,
     "precision": "fp32",
-    "samples": 8,
+    "samples": 4,
     "scenes": ["a [V] dog on the beach"],
     "subjects": [{"photos": SUBJECT / "photos", "class_noun": "dog"}],
 }

@@ -128,6 +128,34 @@ def test_a_folder_with_other_files_is_refused(frozen: tuple[DiffusionPipeline, F
     assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
 
 
+def test_scenes_are_drawn_and_learned_in_turn(
+    frozen: tuple[DiffusionPipeline, Family, Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Structured captions of class images: https://arxiv.org/abs/2311.04315."""
+    drawn: list[str] = []
+    draw = prior.draw
+    monkeypatch.setattr(prior, "draw", lambda pipe, texts, *more: drawn.extend(texts) or draw(pipe, texts, *more))
+    images = make(frozen, tmp_path / "scenes", 4, prior_scenes=("on a street", "by a lake", "at night"))
+    assert drawn[:4] == ["a dog on a street", "a dog by a lake", "a dog at night", "a dog on a street"]
+    assert [photo.caption for photo in images.photos()] == drawn[:4]
+    with pytest.raises(
+        UserError, match=r"other class images \(scenes \['on a street', 'by a lake', 'at night'\] there, None"
+    ):
+        make(frozen, tmp_path / "scenes", 4)
+    plain = make(frozen, tmp_path / "plain", 1)
+    assert [photo.caption for photo in plain.photos()] == ["a dog"]
+    assert plain.identity.name != images.identity.name
+    long = "on a street " * 40
+    with pytest.raises(UserError, match=r"the class image.s prompt .* has .* tokens, 77 fit"):
+        make(frozen, tmp_path / "long", 1, prior_scenes=(long,))
+
+
+def test_a_set_of_the_class_alone_has_the_name_that_it_had_before_there_were_scenes() -> None:
+    identity = prior.Identity("model", "a dog", "sampler", 1, 1.0, 32, "fp32", batch=1, seed=0)
+    assert "scenes" not in identity.document()
+    assert identity.name == "dog-a3192de51997"
+
+
 def test_the_seed_of_the_run_does_not_matter_to_the_set(frozen: tuple[DiffusionPipeline, Family, Source]) -> None:
     pipe, family, source = frozen
     names = {

@@ -41,6 +41,7 @@ COUNTED = {
     "l2_to_base": 1.0,
     "low_resolution_noise": 0,
     "prior_count": 7,
+    "prior_scenes": ["on a street"],
     "prior_steps": 9,
     "prior_guidance": 2.0,
     "prior_precision": "bf16",
@@ -64,7 +65,7 @@ COUNTED = {
     "precision": "bf16",
     "seed": 1,
 }
-OFF = ("prior_precision", "min_rank", "dco_beta", "l2_to_base", "low_resolution_noise")
+OFF = ("prior_precision", "prior_scenes", "min_rank", "dco_beta", "l2_to_base", "low_resolution_noise")
 BY_MEMORY = ("memory", "accumulation", "gradient_checkpointing", "offload_blocks")
 ASIDE = {
     "model": "elsewhere",

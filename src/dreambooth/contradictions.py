@@ -58,6 +58,8 @@ def _of_losses(recipe: Recipe) -> Iterator[tuple[bool, str]]:
     yield recipe.dco_beta is not None and (recipe.prior_weight != 0 or prior != "images"), keeps
     off = f"--prior-weight 0 switches --prior-loss {prior} off: leave one of them out, or give --prior-loss images"
     yield prior != "images" and recipe.prior_weight == 0, off
+    undrawn = "no class images are drawn here that could show --prior-scenes: leave it out"
+    yield bool(recipe.prior_scenes) and not recipe.draws_class_images, undrawn
     nowhere = "there is no prior here for --prior-dropout: leave it out, or give --prior-weight"
     yield bool(recipe.prior_dropout) and recipe.prior_weight == 0, nowhere
     folder = "--prior-loss parent learns from the photos: leave out --prior-images, or use --prior-loss distilled"

@@ -128,7 +128,7 @@ def _items(job: Job, class_images: Sequence[Sequence[Photo]]) -> tuple[list[Item
             if recipe.prior_loss == "parent" and recipe.prior_weight and plain != named:
                 prior_items.append(Item(rows, plain))
         text = prompts.class_prompt(subject.class_noun)
-        prior_items += [Item((Row(photo, square),), text) for photo in class_images[index]]
+        prior_items += [Item((Row(photo, square),), photo.caption or text) for photo in class_images[index]]
     return subject_items, prior_items
 
 

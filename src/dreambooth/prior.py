@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +47,21 @@ class Identity:
     dtype: str
     batch: int
     seed: int
+    scenes: tuple[str, ...] = ()
+
+    def text(self, index: int) -> str:
+        """Return the prompt of an image: the class in each scene in turn."""
+        return f"{self.prompt} {self.scenes[index % len(self.scenes)]}" if self.scenes else self.prompt
+
+    def document(self) -> dict[str, Any]:
+        """Return it as its manifest has it; a set of the class alone says nothing of scenes."""
+        rest = {name: value for name, value in asdict(self).items() if name != "scenes"}
+        return {**rest, "scenes": list(self.scenes)} if self.scenes else rest
 
     @property
     def name(self) -> str:
         """Folder name: readable, and unique."""
-        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps(self.document(), sort_keys=True).encode()).hexdigest()
         noun = re.sub(r"\W+", "-", self.prompt.split(maxsplit=1)[1])[:40]
         return f"{noun}-{digest[:12]}"
 
@@ -84,10 +94,12 @@ class ClassImages:
         return self.folder / f"{index:05d}.png"
 
     def photos(self) -> list[Photo]:
-        """Return the images wanted, named by the set and their place in it."""
-        side = self.identity.size
-        names = [f"{self.identity.name}/{index}" for index in range(self.count)]
-        return [Photo(name, self.path(index), (side, side), None, None) for index, name in enumerate(names)]
+        """Return the images wanted, named by the set and their place in it, with the prompts that drew them."""
+        size, name = (self.identity.size, self.identity.size), self.identity.name
+        return [
+            Photo(f"{name}/{index}", self.path(index), size, self.identity.text(index), None)
+            for index in range(self.count)
+        ]
 
 
 def plan(
@@ -106,7 +118,10 @@ def plan(
     Raises:
         UserError: The folder holds something else, or the class noun is too long.
     """
-    prompts.require_fits("the class noun in", prompts.class_prompt(class_noun), prompts.readers(pipe))
+    readers, scenes = prompts.readers(pipe), recipe.prior_scenes or ()
+    prompts.require_fits("the class noun in", prompts.class_prompt(class_noun), readers)
+    for scene in scenes:
+        prompts.require_fits("the class image's prompt", f"{prompts.class_prompt(class_noun)} {scene}", readers)
     assert recipe.prior_steps
     assert recipe.prior_guidance is not None
     assert recipe.resolution
@@ -121,6 +136,7 @@ def plan(
         dtype=" on ".join(filter(None, (recipe.prior_precision, recipe.precision, recipe.base))),
         batch=batch_size(recipe.resolution),
         seed=SEED,
+        scenes=scenes,
     )
     folder = folder or class_sets.folder() / identity.name
     check_manifest(folder, identity)
@@ -141,14 +157,15 @@ def check_manifest(folder: Path, identity: Identity) -> None:
     path = folder / "manifest.json"
     if path.is_file():
         there = json.loads(path.read_text(encoding="utf-8"))
-        differ = [name for name, value in asdict(identity).items() if there.get(name) != value]
+        asked = identity.document()
+        differ = [name for name in {**asked, **there} if there.get(name) != asked.get(name)]
         if differ:
-            what = f"{differ[0]} {there.get(differ[0])!r} there, {getattr(identity, differ[0])!r} asked"
+            what = f"{differ[0]} {there.get(differ[0])!r} there, {asked.get(differ[0])!r} asked"
             raise UserError(f"{folder} holds other class images ({what}): choose another folder or remove it")
     elif folder.is_dir() and any(not file.name.startswith(".") for file in folder.iterdir()):
         raise UserError(f"{folder} holds files and no manifest of class images: choose an empty folder")
     else:
-        write_json(path, asdict(identity))
+        write_json(path, identity.document())
 
 
 @contextmanager
@@ -187,7 +204,7 @@ def make(
         indices = range(start, start + identity.batch)
         generators = [generator(identity.seed, "class image", index) for index in indices]
         sampling = Sampling("", identity.steps, identity.guidance, identity.size)
-        texts = [identity.prompt] * identity.batch
+        texts = [identity.text(index) for index in indices]
         with _computing_in(images.autocast, pipe):
             drawn = [*draw(pipe, texts, generators, sampling, family.class_sampler(pipe))]
         for index, image in zip(indices, drawn, strict=True):
@@ -215,4 +232,4 @@ def real(folder: Path, class_noun: str, resolution: int) -> list[Photo]:
         wanted = prompts.class_prompt(class_noun)
         if made_for != wanted:
             raise UserError(f"{folder} holds class images of '{made_for}', not of '{wanted}': choose another")
-    return photos.usable(photos.read(folder, resolution))
+    return [replace(photo, caption=None) for photo in photos.usable(photos.read(folder, resolution))]

@@ -39,6 +39,7 @@ LATER: dict[str, Any] = {
     "ema_profiles": False,
     "prior_precision": None,
     "prior_dropout": 0.0,
+    "prior_scenes": None,
 }
 """Settings that came after the first runs were made, and what they were until then."""
 
@@ -126,6 +127,9 @@ class Settings(BaseModel):
     )
     prior_count: int | None = Field(None, ge=1, description="Class images.")
     prior_images: Path | None = Field(None, description="Folder of real class images to use instead of generated ones.")
+    prior_scenes: tuple[str, ...] | None = Field(
+        None, min_length=1, description="What class images show besides, such as 'on a street': each in turn."
+    )
     prior_steps: int | None = Field(None, ge=1, description="Sampling steps of a class image.")
     prior_guidance: float | None = Field(None, ge=0, description="Guidance scale of a class image.")
     prior_precision: Literal["bf16"] | None = Field(

@@ -23,7 +23,8 @@ from dreambooth.models import resolve
 from dreambooth.photos import Photo, crop
 from dreambooth.samples import image_generator
 from tests.families.conftest import Model
-from tests.families.test_families import PROMPTS, arguments, recipe, second_call
+from tests.families.stock import PROMPTS, arguments, second_call
+from tests.families.test_families import recipe
 from tests.pictures import picture
 from tests.test_loop import make_loop
 

@@ -25,6 +25,8 @@ from dreambooth.toybox.reproduction import OURS, PAPER, SUBJECT_NAMES, WORDS, ve
 from dreambooth.toybox.study import ARCHIVE, DEFAULT, Arm, Cost, Rows, Study, balances, difference
 from dreambooth.training import train
 
+SCENES = ("in the forest", "in the desert", "at night", "on a white background", "on the moon", "in the sky")
+"""What the toybox knows of, and no prompt asks for by which it is judged."""
 UNNAMED = {"prior_loss": "distilled", "prior_dropout": 0.1}
 ARMS = (
     Arm(OURS),
@@ -49,6 +51,7 @@ ARMS = (
     Arm("25 class images", {"prior_count": 25}),
     Arm("real class images", others=20),
     Arm("class images, a tenth unnamed", {"prior_dropout": 0.1}),
+    Arm("class images in scenes", {"prior_scenes": SCENES}),
     Arm("distilled prior", {"prior_loss": "distilled", "prior_dropout": 0.0}),
     Arm("distilled prior, a tenth unnamed", UNNAMED),
     Arm("parent prior", {"prior_loss": "parent", "prior_dropout": 0.0}),
@@ -132,10 +135,10 @@ the photos as pictures of the class (parent prior), although each prediction sta
 magnifies the difference between two predictions, with a prompt and without, and only the one with a prompt is held.
 Where a tenth of the prior has no prompt (`--prior-dropout 0.1`), both are, and the class stays whole.
 
-The default of a LoRA is the distilled prior, a tenth unnamed, in 400 steps: more like the subject than the paper's prior
-in 600, no worse at following prompts, its class no less whole; but photos are copied somewhat more, and the class has
-moved a little more towards the subject. The parent prior, a tenth unnamed, has the greatest balance and needs no class
-images, and pays for it with prompts that are followed less and photos that are copied more.
+The default of a LoRA is the distilled prior, a tenth unnamed, in 400 steps: more like the subject than the paper's
+prior in 600, no worse at following prompts, its class no less whole; but photos are copied somewhat more, and the class
+has moved a little more towards the subject. The parent prior, a tenth unnamed, has the greatest balance and needs no
+class images, and pays for it with prompts that are followed less and photos that are copied more.
 """
 
 
