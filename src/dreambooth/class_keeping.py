@@ -41,7 +41,6 @@ def dropout(filled: Recipe, source: Source, guidance: float) -> tuple[float, str
         filled: Has the weight and the kind of the prior.
         source: The base model.
         guidance: What it is drawn with as a rule, not by this recipe alone.
-
     """
     # Guidance magnifies what lies between two predictions. Where only that for the class is held to the frozen model's,
     # the other one moves, and the class falls apart in pictures though not in the loss.

@@ -102,7 +102,7 @@ def make_class_images(
     name = model or choose_for_device()[0]
     source = resolve(name)
     subject = {"photos": ".", "class_noun": class_noun}
-    wanted = {"prior_loss": "images", "prior_count": count, "precision": precision}
+    wanted = {"prior_count": count, "precision": precision}
     open_recipe = Recipe.of({"model": name, **wanted, "subjects": [subject]})
     recipe, _ = presets.fill(open_recipe, source, native_resolution(source), device.type)
     family = families.get(source.family)

@@ -126,9 +126,9 @@ a step is over that of DreamBooth's, beside which it was measured. Learning rate
 adapter that wants another one is not at its best here. Real class images are photos of 20 other subjects of the class,
 five of each.
 
-Of the class itself two figures tell, on pictures of "a [class noun]": `class_clip_t`, whether they answer that word
-(the frozen model's pictures score 0.549), and `class_kept`, their likeness in CLIP to the frozen model's of the same
-seeds. PRES asks for the subject in them, and does not see a class that falls apart.
+Of the class itself two figures tell, on pictures of "a [class noun]": `class_clip_t`, whether they answer that word,
+and `class_kept`, their likeness in CLIP to the frozen model's of the same seeds. PRES asks for the subject in them, and
+does not see a class that falls apart.
 
 It does fall apart where the class is held to the frozen model's predictions, on class images (distilled prior) or on
 the photos as pictures of the class (parent prior), although each prediction stays near to what it was. Guidance
