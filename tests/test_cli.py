@@ -36,15 +36,15 @@ from tests.pictures import picture
 COMMON = {"--help", "--version", "-h"}
 SETTINGS = (
     "--accumulation --adapter --allow --alpha --aspect --background-weight --base --batch-size --beta1 --beta2 "
-    "--cache --compile --crops --cuda-graphs --dco-beta --ema --ema-profiles --flip --gradient-checkpointing "
-    "--guidance --inference-steps --keep --l2-to-base --label --learning-rate --log-every --low-resolution-noise "
-    "--max-grad-norm --memory --method --min-rank --min-snr --model --more-resolutions --no-cache --no-compile "
-    "--no-cuda-graphs --no-ema-profiles --no-flip --no-gradient-checkpointing --no-offload-blocks --no-select "
-    "--no-step-in-backward --no-train-text-encoder --offload-blocks --optimizer --precision --prior-count "
-    "--prior-dropout --prior-guidance --prior-images --prior-loss --prior-precision --prior-scenes --prior-steps "
-    "--prior-weight --rank --resolution --revision --sampler --samples --save-every --scenes --schedule --seed "
-    "--select --start --step-in-backward --steps --targets --text-encoder-learning-rate --train-text-encoder --warmup "
-    "--weight-decay"
+    "--cache --compile --consistency --crops --cuda-graphs --dco-beta --ema --ema-profiles --flip "
+    "--gradient-checkpointing --guidance --inference-steps --keep --l2-to-base --label --learning-rate --log-every "
+    "--low-resolution-noise --max-grad-norm --memory --method --min-rank --min-snr --model --more-resolutions "
+    "--no-cache --no-compile --no-cuda-graphs --no-ema-profiles --no-flip --no-gradient-checkpointing "
+    "--no-offload-blocks --no-select --no-step-in-backward --no-train-text-encoder --offload-blocks --optimizer "
+    "--precision --prior-count --prior-dropout --prior-guidance --prior-images --prior-loss --prior-precision "
+    "--prior-scenes --prior-steps --prior-weight --rank --resolution --revision --sampler --samples --save-every "
+    "--scenes --schedule --seed --select --start --step-in-backward --steps --targets --text-encoder-learning-rate "
+    "--train-text-encoder --warmup --weight-decay"
 )
 """The flags of a recipe."""
 
@@ -56,8 +56,8 @@ def with_settings(others: str) -> str:
 FLAGS = {
     "train": with_settings("--class --dry-run --identifier --json --log-format --out --recipe PHOTOS"),
     "generate": (
-        "--adapter --count --guidance --inference-steps --json --log-format --negative --out --sampler --seed --size "
-        "PROMPTS TARGET"
+        "--adapter --consistency --count --guidance --inference-steps --json --log-format --negative --out --sampler "
+        "--seed --size PROMPTS TARGET"
     ),
     "check": "--class --json --model --resolution --sheet PHOTOS",
     "evaluate": (

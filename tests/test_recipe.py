@@ -65,7 +65,7 @@ COUNTED = {
     "precision": "bf16",
     "seed": 1,
 }
-OFF = ("prior_precision", "prior_scenes", "min_rank", "dco_beta", "l2_to_base", "low_resolution_noise")
+OFF = ("prior_precision", "prior_scenes", "min_rank", "dco_beta", "l2_to_base", "low_resolution_noise", "consistency")
 BY_MEMORY = ("memory", "accumulation", "gradient_checkpointing", "offload_blocks")
 ASIDE = {
     "model": "elsewhere",
@@ -88,6 +88,7 @@ ASIDE = {
     "sampler": "ddim",
     "inference_steps": 5,
     "guidance": 2.0,
+    "consistency": 0.4,
     "allow": ["identifier"],
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dreambooth import consistency
 from dreambooth.errors import UserError
 from dreambooth.optimizers import InBackward
 from dreambooth.recipe import Recipe
@@ -64,6 +65,8 @@ def _of_losses(recipe: Recipe) -> Iterator[tuple[bool, str]]:
     yield bool(recipe.prior_dropout) and recipe.prior_weight == 0, nowhere
     folder = "--prior-loss parent learns from the photos: leave out --prior-images, or use --prior-loss distilled"
     yield prior == "parent" and recipe.prior_images is not None, folder
+    if recipe.consistency is not None:
+        yield from consistency.refuse(recipe)
     measured = recipe.method == "full" or (recipe.has_adapter and recipe.adapter in ("lora", "rslora"))
     what = f"--adapter {recipe.adapter}" if recipe.has_adapter else f"--method {recipe.method}"
     yield recipe.l2_to_base is not None and not measured, f"--l2-to-base does not go with {what}: leave one of them out"

@@ -40,8 +40,7 @@ class Frozen:
         """Take the weights as they are now, before the first step."""
         trained = {name: weight for name, weight in trainee.named_parameters() if weight.requires_grad}
         start = {name: weight.detach().clone() for name, weight in trained.items()}
-        adapters = [module for module in trainee.modules() if isinstance(module, BaseTunerLayer)]
-        return cls(trainee, trained, start, adapters, as_class)
+        return cls(trainee, trained, start, tuned_layers(trainee), as_class)
 
     @torch.no_grad()
     def predict(self, noisy_BCHW: Tensor, t_B: Tensor, prompts: Sequence[str], view_B4: Tensor) -> Tensor:
@@ -51,13 +50,18 @@ class Frozen:
         if not self.adapters:
             predicted_BCHW = functional_call(self.trainee, self.start, given)
             return predicted_BCHW
-        with _switched_off(self.adapters):
+        with switched_off(self.adapters):
             predicted_BCHW = self.trainee(*given)
         return predicted_BCHW
 
 
+def tuned_layers(module: nn.Module) -> list[BaseTunerLayer]:
+    """Return the layers of a module that have an adapter."""
+    return [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
+
+
 @contextmanager
-def _switched_off(adapters: Sequence[BaseTunerLayer]) -> Iterator[None]:
+def switched_off(adapters: Sequence[BaseTunerLayer]) -> Iterator[None]:
     """Leave adapters out. peft's own switch also freezes them, which would lose the step's gradients."""
     for layer in adapters:
         layer._disable_adapters = True

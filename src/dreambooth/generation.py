@@ -12,7 +12,7 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from dreambooth import environment, families, methods, presets, prompts, sampling
+from dreambooth import consistency, environment, families, methods, presets, prompts, samples, sampling
 from dreambooth.errors import UserError
 from dreambooth.files import atomic, write_json
 from dreambooth.images import grid, save_png
@@ -21,7 +21,6 @@ from dreambooth.placing import place
 from dreambooth.precision import DTYPES
 from dreambooth.progress import Reporter, Silent
 from dreambooth.run import Run
-from dreambooth.samples import image_generator
 from dreambooth.sampling import Sampling, draw
 
 
@@ -83,6 +82,7 @@ def generate(
     sampler: str | None = None,
     inference_steps: int | None = None,
     size: int | None = None,
+    consistency: float | None = None,
     adapters: Sequence[str] = (),
     reporter: Reporter | None = None,
 ) -> Path:
@@ -99,6 +99,7 @@ def generate(
         sampler: A name of `sampling.SAMPLERS`.
         inference_steps: Denoising steps.
         size: Image side in pixels.
+        consistency: Share of what a LoRA changed, in DCO's guidance by the frozen model (`consistency.guided`).
         adapters: `RUN` or `RUN=strength` of further LoRA runs; the target's own run sets its strength. `FILE` or
             `FILE=strength` of another trainer's LoRA in a `.safetensors` file.
         reporter: Listens to the progress.
@@ -110,21 +111,23 @@ def generate(
         UserError: There is no such run, model, sampler or identifier; a prompt is too long; other files lie there.
     """
     reporter = reporter or Silent()
-    _check_numbers(count=count, seed=seed, inference_steps=inference_steps, guidance=guidance)
+    _check_numbers(count=count, seed=seed, inference_steps=inference_steps, guidance=guidance, consistency=consistency)
     folder = Path(out) if out else _next_folder(target)
     _check_folder(folder)
     found = find(target, adapters)
     sampling.require_prompted(found.source.family)
     given = {"sampler": sampler, "steps": inference_steps, "guidance": guidance, "size": size, "negative": negative}
-    settings = _override(found.defaults, **given)
+    settings = _override(found.defaults, **given, consistency=consistency)
     _check_settings(settings, families.get(found.source.family).STRIDE)
+    _check_consistency(settings, found)
     wanted = _pictures(texts, range(seed, seed + count), found)
     pipe = load(found)
     _check_lengths([("the negative prompt", negative), *(("the prompt", each.text) for each in wanted)], pipe)
     folder.mkdir(parents=True, exist_ok=True)
     reporter.stage("pictures", len(wanted))
     drawn = []
-    images = draw(pipe, [each.text for each in wanted], [image_generator(each.seed) for each in wanted], settings)
+    generators = [samples.image_generator(each.seed) for each in wanted]
+    images = draw(pipe, [each.text for each in wanted], generators, settings)
     for picture, image in zip(wanted, images, strict=True):
         with atomic(folder / picture.file) as temporary:
             save_png(image, temporary, {"prompt": picture.text, "seed": str(picture.seed), "model": found.name})
@@ -132,7 +135,7 @@ def generate(
         reporter.advance()
     with atomic(folder / "grid.png") as temporary:
         grid(drawn, columns=count, labels=list(texts)).save(temporary, format="PNG")
-    made = {"model": found.name, "adapters": [_entry(*each) for each in found.adapters], **asdict(settings)}
+    made = {"model": found.name, "adapters": [_entry(*each) for each in found.adapters], **settings.document}
     if found.files:
         made["files"] = [{"path": str(file), "strength": strength} for file, strength in found.files]
     write_json(folder / "manifest.json", {**made, "images": [asdict(picture) for picture in wanted]})
@@ -169,9 +172,7 @@ def find(name: str | Path, adapters: Sequence[str] = ()) -> Target:
     _require(own_fits, f"{run.path} is a run of {_kind(run)}, which goes with no other adapter: leave --adapter out")
     for other, _ in extras:
         _require_lora_file(other)
-    own = {"sampler": recipe.sampler, "steps": recipe.inference_steps, "guidance": recipe.guidance}
-    defaults = _override(_defaults(source), size=recipe.resolution, **own)
-    return Target(str(run.path), source, run, strength, extras, defaults, files)
+    return Target(str(run.path), source, run, strength, extras, samples.settings(recipe), files)
 
 
 def load(target: Target) -> DiffusionPipeline:
@@ -228,7 +229,7 @@ def _override(sampling: Sampling, **values: Any) -> Sampling:
 
 
 def _check_numbers(**values: float | None) -> None:
-    least = {"count": 1, "seed": 0, "inference_steps": 1, "guidance": 0}
+    least = {"count": 1, "seed": 0, "inference_steps": 1, "guidance": 0, "consistency": 0}
     for name, value in values.items():
         flag = "--" + name.replace("_", "-")
         _require(value is None or value >= least[name], f"{flag} {value}: give at least {least[name]}")
@@ -246,6 +247,15 @@ def _check_settings(settings: Sampling, stride: int) -> None:
     sampling.require(settings.sampler)
     fits = settings.size > 0 and settings.size % stride == 0
     _require(fits, f"--size {settings.size} does not fit this model: give a multiple of {stride}")
+
+
+def _check_consistency(settings: Sampling, target: Target) -> None:
+    if settings.consistency is None:
+        return
+    _require(bool(target.adapters or target.files), f"{target.name} has no LoRA: leave --consistency out")
+    for run, _ in target.adapters:
+        for wrong, message in consistency.refuse(run.recipe):
+            _require(not wrong, f"{run.path}: {message}")
 
 
 def _check_lengths(named_texts: Sequence[tuple[str, str]], pipe: DiffusionPipeline) -> None:

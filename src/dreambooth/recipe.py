@@ -206,6 +206,10 @@ class Settings(BaseModel):
     sampler: Annotated[str | None, _aside("Sampler of the run's pictures.")] = None
     inference_steps: Annotated[int | None, _aside("Sampling steps of the run's pictures.", ge=1)] = None
     guidance: Annotated[float | None, _aside("Guidance scale of the run's pictures.", ge=0)] = None
+    consistency: Annotated[
+        float | None,
+        _aside("DCO's guidance by the frozen model: share of what a LoRA changed, such as 0.4; off by default.", ge=0),
+    ] = None
     allow: Annotated[tuple[Refusal, ...], _aside("Refusals to override, by the name that the refusal gives.")] = ()
 
     @property

@@ -71,7 +71,7 @@ def settings(recipe: Recipe) -> Sampling:
     """Return how a recipe's pictures are drawn."""
     values = (recipe.sampler, recipe.inference_steps, recipe.guidance, recipe.resolution)
     assert None not in values, "presets.fill leaves none open"
-    return Sampling(*cast(tuple[str, int, float, int], values))
+    return Sampling(*cast(tuple[str, int, float, int], values), consistency=recipe.consistency)
 
 
 def draw_before(run: Run, pipe: DiffusionPipeline, recipe: Recipe, reporter: Reporter) -> None:
@@ -108,7 +108,7 @@ def _write_manifest(run: Run, sampling: Sampling, drawn: Sequence[Shot]) -> None
     role = drawn[0].role
     kept = [entry for entry in there if entry["role"] != role]
     images = kept + [{"file": shot.file, **asdict(shot)} for shot in drawn]
-    write_json(path, {**asdict(sampling), "images": images})
+    write_json(path, {**sampling.document, "images": images})
 
 
 def save_previews(run: Run, pictures: Sequence[Photo]) -> None:

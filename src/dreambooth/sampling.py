@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import diffusers
@@ -12,7 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from dreambooth import families
+from dreambooth import consistency, families
 from dreambooth.errors import UserError
 
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -43,6 +43,7 @@ class Sampling:
         guidance: Classifier-free guidance scale; 1 is none.
         size: Image side in pixels.
         negative: Negative prompt.
+        consistency: Share of what training changed, in consistency guidance; None is without that guidance.
     """
 
     sampler: str
@@ -50,6 +51,12 @@ class Sampling:
     guidance: float
     size: int
     negative: str = ""
+    consistency: float | None = None
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """All of it that is set, to be written down."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def require(name: str, known: Mapping[str, Any] = SAMPLERS) -> None:
@@ -120,20 +127,28 @@ def draw(
     """
     require_prompted(families.PIPELINES[type(pipe).__name__])
     family = families.of(pipe)
+    size = batch_size(sampling.size)
     with _using(pipe, stochastic or scheduler(pipe, sampling.sampler)), _decoding_one_by_one(pipe):
-        size = batch_size(sampling.size)
         for start in range(0, len(texts), size):
             chunk = slice(start, start + size)
-            with _seeded(pipe, generators[start]):
+            negatives = [sampling.negative] * len(texts[chunk])
+            with _seeded(pipe, generators[start]), _beside_frozen(pipe, family, negatives, sampling):
                 result = pipe(
                     prompt=list(texts[chunk]),
                     generator=list(generators[chunk]),
                     num_inference_steps=sampling.steps,
                     height=sampling.size,
                     width=sampling.size,
-                    **family.guide(pipe, sampling.guidance, [sampling.negative] * len(texts[chunk])),
+                    **family.guide(pipe, sampling.guidance, negatives),
                 )
             yield from result.images
+
+
+def _beside_frozen(
+    pipe: DiffusionPipeline, family: families.Family, negatives: Sequence[str], sampling: Sampling
+) -> AbstractContextManager[None]:
+    share = sampling.consistency
+    return nullcontext() if share is None else consistency.guided(pipe, family, negatives, share)
 
 
 @contextmanager

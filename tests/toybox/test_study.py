@@ -64,9 +64,9 @@ def test_a_cell_that_lacks_a_row_which_is_asked_for_is_measured_again(tmp_path: 
 def test_a_cell_of_other_defaults_is_another_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = Study(tmp_path, archive=tmp_path / "cells.jsonl")
     arm, seen = Arm("plain"), set()
-    for name, value in {"rank": 3, "steps": 7, "guidance": 2.0}.items():
+    for name, value in {"rank": 3, "steps": 7, "guidance": 2.0, "consistency": 0.4}.items():
         seen |= {made.key(arm, "spotted_dog", 0), made.key(Arm("plain", {name: value}), "spotted_dog", 0)}
-    assert len(seen) == 4
+    assert len(seen) == 5
     assert made.key(arm, "spotted_dog", 1) not in seen
     assert replace(made, count=3).key(arm, "spotted_dog", 0) not in seen
     preset = presets.TRAINING["toybox", "lora"]

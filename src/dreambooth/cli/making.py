@@ -74,6 +74,10 @@ def generate(
     sampler: Annotated[str | None, Parameter(help="dpm++, dpm++-sde, ddim, ddpm, euler, euler-a or unipc.")] = None,
     inference_steps: Annotated[int | None, Parameter(help="Denoising steps.")] = None,
     size: Annotated[int | None, Parameter(help="Image side in pixels.")] = None,
+    consistency: Annotated[
+        float | None,
+        Parameter(help="DCO's guidance by the frozen model: share of what a LoRA changed, such as 0.4."),
+    ] = None,
     adapter: Annotated[
         list[str] | None, Parameter(negative="", help="RUN=0.8: a run's strength, a further LoRA run or LoRA FILE.")
     ] = None,
@@ -95,6 +99,7 @@ def generate(
             sampler=sampler,
             inference_steps=inference_steps,
             size=size,
+            consistency=consistency,
             adapters=adapter or (),
             reporter=reporter,
         )

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ class PictureSet:
     @property
     def identity(self) -> dict[str, Any]:
         """What the pictures depend on."""
-        sampling = asdict(self.sampling) | {"batch": batch_size(self.sampling.size)}
+        sampling = self.sampling.document | {"batch": batch_size(self.sampling.size)}
         return {"model": self.model, "sampling": sampling, "texts": list(self.texts), "seeds": list(self.seeds)}
 
     @property
@@ -80,7 +80,8 @@ class PictureSet:
 
 
 def cached(home: Path, texts: Sequence[str], seeds: Sequence[int], sampling: Sampling, model: str) -> PictureSet:
-    """Return the set that lies in `home` in a folder named after what it depends on."""
+    """Return a frozen model's set, which lies in `home` in a folder named after what it depends on."""
+    sampling = replace(sampling, consistency=None)  # of a trained model alone
     named = PictureSet(home, tuple(texts), tuple(seeds), sampling, model)
     digest = hashlib.sha256(json.dumps(named.identity, sort_keys=True).encode()).hexdigest()[:12]
     return PictureSet(home / digest, named.texts, named.seeds, sampling, model)

@@ -57,6 +57,13 @@ ARMS = (
     Arm("parent prior", {"prior_loss": "parent", "prior_dropout": 0.0}),
     Arm("parent prior, a tenth unnamed", {"prior_loss": "parent", "prior_dropout": 0.1}),
     Arm("DCO", {"dco_beta": 1000.0}),
+    Arm("consistency guidance 0.4", {"consistency": 0.4}),
+    Arm("consistency guidance 0.7", {"consistency": 0.7}),
+    Arm("consistency guidance 1", {"consistency": 1.0}),
+    Arm("DCO, consistency guidance 0.4", {"dco_beta": 1000.0, "consistency": 0.4}),
+    Arm(
+        "distilled prior, consistency guidance 1", {"prior_loss": "distilled", "prior_dropout": 0.0, "consistency": 1.0}
+    ),
     Arm("min-SNR 5", {"min_snr": 5.0}),
     Arm("EMA 0.99", {"ema": 0.99}),
     Arm("cosine", {"schedule": "cosine"}),

@@ -219,6 +219,7 @@ class Study:
         plans = planning.make_plans(self.recipe(arm, subject, seed))
         filled = plans.recipe
         drawn = [filled.steps, filled.inference_steps, filled.guidance, filled.sampler, self.scenes, self.count]
+        drawn += [] if filled.consistency is None else ["consistency", filled.consistency]
         return hashlib.sha256(json.dumps([plans.identity(filled), *drawn]).encode()).hexdigest()[:16]
 
     def recipe(self, arm: Arm, subject: str, seed: int) -> Recipe:
