@@ -43,8 +43,8 @@ SETTINGS = (
     "--no-offload-blocks --no-select --no-step-in-backward --no-train-text-encoder --offload-blocks --optimizer "
     "--precision --prior-count --prior-dropout --prior-guidance --prior-images --prior-loss --prior-precision "
     "--prior-scenes --prior-steps --prior-weight --rank --resolution --revision --sampler --samples --save-every "
-    "--scenes --schedule --seed --select --start --step-in-backward --steps --targets --text-encoder-learning-rate "
-    "--train-text-encoder --warmup --weight-decay"
+    "--scales --scenes --schedule --seed --select --start --step-in-backward --steps --targets "
+    "--text-encoder-learning-rate --train-text-encoder --warmup --weight-decay"
 )
 """The flags of a recipe."""
 

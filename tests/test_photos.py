@@ -351,7 +351,7 @@ def test_pillows_own_limit_is_set_aside_and_kept(folder, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     assert len(used(folder)) == 4
     photo = photos.usable(photos.read(folder, 64))[0]
-    assert photos.crop(photo, (32, 32), 0, 0).shape == (32, 32, 3)
+    assert photos.crop(photo, (32, 32)).shape == (32, 32, 3)
     assert Image.MAX_IMAGE_PIXELS == 10
 
 

@@ -50,6 +50,7 @@ COUNTED = {
     "aspect": "keep",
     "more_resolutions": [768],
     "crops": 1,
+    "scales": 2,
     "flip": True,
     "background_weight": 0.5,
     "optimizer": "prodigy",

@@ -214,7 +214,7 @@ def _score(material: Material, task: _Task, judges: Judges, reporter: Reporter) 
         _cell(cell, {name: value_CK[index] for name, value_CK in rows.items()}) for index, cell in enumerate(task.cells)
     )
     size = (task.tuned.sampling.size, task.tuned.sampling.size)
-    shown = [Image.fromarray(photos.crop(photo, size, 0, 0)) for photo in material.photos]
+    shown = [Image.fromarray(photos.crop(photo, size)) for photo in material.photos]
     document = {
         "application": task.name,
         **{name: getattr(task.application, name) for name in ("title", "source")},

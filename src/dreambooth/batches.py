@@ -6,7 +6,7 @@ So there is no random state to save: accumulation, several processes and a resum
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -54,7 +54,7 @@ class Batch:
         prompts: The captions.
         weight_B: Weight of each image in the loss.
         prior_B: 1 for class images, 0 for photos.
-        mask_B1HW: Weight of each latent pixel, or None where no image has a mask.
+        mask_B1HW: Weight of each latent pixel, or None where none differs from another.
         view_B4: Height and width of each photo, and top and left edge of the view of it, as `cache.encode_photo` says.
     """
 
@@ -148,7 +148,7 @@ def draw(slots: Sequence[Slot], latents: Memo[Row, dict[str, Tensor]], seed: int
         times.append(torch.rand(1, generator=source))
         noises.append(torch.randn(mean_CHW.shape, generator=source))
         drawn.append(mean_CHW + encoded["std_CHW"] * torch.randn(mean_CHW.shape, generator=source))
-        masks.append(encoded.get("mask_1HW"))
+        masks.append(_weight(encoded, background_weight))
         views.append(encoded["view_4"])
     return Batch(
         torch.stack(drawn),
@@ -157,7 +157,7 @@ def draw(slots: Sequence[Slot], latents: Memo[Row, dict[str, Tensor]], seed: int
         [slot.item.prompt for slot in slots],
         torch.tensor([slot.weight for slot in slots]),
         torch.tensor([float(slot.is_prior) for slot in slots]),
-        _stack_masks(masks, drawn, background_weight),
+        _stack(masks, drawn[0].shape[1:]),
         torch.stack(views),
     )
 
@@ -168,12 +168,19 @@ def _draw_row(slot: Slot, seed: int) -> tuple[Row, torch.Generator]:
     return slot.item.rows[int(torch.randint(len(slot.item.rows), (1,), generator=source))], source
 
 
-def _stack_masks(masks: Sequence[Tensor | None], drawn: Sequence[Tensor], background_weight: float) -> Tensor | None:
+def _weight(encoded: Mapping[str, Tensor], background_weight: float) -> Tensor | None:
+    """Return the weight of each latent pixel of a view, nothing outside of what the photo fills; None: all alike."""
+    mask, filled = encoded.get("mask_1HW"), encoded.get("filled_1HW")
+    if mask is None:
+        return filled
+    weight = background_weight + (1 - background_weight) * mask
+    return weight if filled is None else weight * filled
+
+
+def _stack(masks: Sequence[Tensor | None], size: Sequence[int]) -> Tensor | None:
     if all(mask is None for mask in masks):
         return None
-    whole = torch.ones(1, *drawn[0].shape[1:])
-    filled = [whole if mask is None else background_weight + (1 - background_weight) * mask for mask in masks]
-    return torch.stack(filled)
+    return torch.stack([torch.ones(1, *size) if mask is None else mask for mask in masks])
 
 
 def generator(seed: int, *key: str | int) -> torch.Generator:

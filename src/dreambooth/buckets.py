@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from dreambooth.recipe import Recipe
 
 Size = tuple[int, int]
+Box = tuple[int, int, int, int]
+"""Left, top, right and bottom edge in pixels."""
 Aspect = Literal["square", "keep"]
 
 STRETCH = 2
@@ -104,6 +106,13 @@ def _of(photo: Size, resolution: int, aspect: Aspect, stride: int) -> Size:
 def nearest(photo: Size, resolution: int, stride: int) -> Size:
     """Return the bucket that keeps most of a photo; among equals the one of most pixels."""
     return min(sizes(resolution, stride), key=lambda bucket: (lost(photo, bucket), -bucket[0] * bucket[1]))
+
+
+def placed(room: Size, size: Size, across: float, down: float, stride: int = 1) -> Box:
+    """Return a box of a size in a room, at shares in [0, 1) of the places, `stride` pixels apart, that there are."""
+    free = [(whole - part) // stride + 1 for whole, part in zip(room, size, strict=True)]
+    left, top = stride * int(free[0] * across), stride * int(free[1] * down)
+    return left, top, left + size[0], top + size[1]
 
 
 def sizes(resolution: int, stride: int) -> list[Size]:

@@ -19,9 +19,13 @@ from torch import Tensor
 
 from dreambooth import photos
 from dreambooth.ahead import mapped
-from dreambooth.buckets import Size
+from dreambooth.buckets import Box, Size
 from dreambooth.families import Family
 from dreambooth.photos import Photo
+from dreambooth.scaling import Scaled
+
+GREY = 128
+"""About 0 in what a model is given; the loss leaves it out, but the photo's edge is seen against it."""
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
@@ -31,13 +35,23 @@ Value = TypeVar("Value")
 class Row:
     """One encoded view of a photo: its centre crop (variant 0) or its k-th random crop to a size, perhaps mirrored.
 
-    The size is width and height in pixels.
+    The size is width and height in pixels. A view at another scale is what `scaled` says instead.
     """
 
     photo: Photo
     size: Size
     variant: int = 0
     mirrored: bool = False
+    scaled: Scaled | None = None
+
+    def part(self, seed: int) -> Box:
+        """Return what is seen of the photo, in its pixels."""
+        return self.scaled.part if self.scaled else photos.box(self.photo, self.size, self.variant, seed)
+
+    @property
+    def frame(self) -> Box:
+        """Where that lies in the view, in the view's pixels: all of it, unless the photo is shrunk."""
+        return self.scaled.frame if self.scaled else (0, 0, *self.size)
 
 
 class Memo(Generic[Key, Value]):
@@ -112,17 +126,31 @@ class Shelf(MutableMapping[Key, dict[str, Tensor]]):
 
 @dataclass(frozen=True)
 class View:
-    """What is seen in a view of a photo: pixels_HWC, uint8, and mask_HW, uint8, where it has a mask."""
+    """What is seen in a view of a photo, all of it uint8.
+
+    Attributes:
+        pixels_HWC: The photo, on grey where it does not fill the view.
+        mask_HW: Its mask, if it has one: 255 on the subject.
+        filled_HW: Where a view at another scale shows the photo: 255 there.
+    """
 
     pixels_HWC: np.ndarray
     mask_HW: np.ndarray | None
+    filled_HW: np.ndarray | None = None
 
 
 def read_view(row: Row, seed: int) -> View:
     """Decode a photo and cut a view from it."""
-    pixels_HWC = photos.crop(row.photo, row.size, row.variant, seed)
-    mask_HW = photos.crop_mask(row.photo, row.size, row.variant, seed)
-    return View(_flip(pixels_HWC, row.mirrored), None if mask_HW is None else _flip(mask_HW, row.mirrored))
+    part, (left, top, right, bottom) = row.part(seed), row.frame
+    inner = (right - left, bottom - top)
+    pixels_HWC = photos.crop(row.photo, inner, part)
+    mask_HW = photos.crop_mask(row.photo, inner, part)
+    filled_HW = np.full(inner[::-1], 255, np.uint8) if row.scaled else None
+    return View(
+        _put(pixels_HWC, row, GREY),
+        None if mask_HW is None else _put(mask_HW, row, 0),
+        None if filled_HW is None else _put(filled_HW, row, 0),
+    )
 
 
 @torch.no_grad()
@@ -132,16 +160,18 @@ def encode_photo(
     """Encode one view of a photo, which is read where it is not given.
 
     Returns:
-        `mean_CHW` and `std_CHW` of its latents and its `view_4`, float32 on the CPU; `mask_1HW` where it has a mask.
+        `mean_CHW` and `std_CHW` of its latents and its `view_4`, float32 on the CPU; `mask_1HW` where it has a mask,
+        `filled_1HW`, 1 where there is something of the photo, where it is at another scale.
     """
     view = view or read_view(row, seed)
     pixels_1CHW = torch.tensor(view.pixels_HWC).permute(2, 0, 1)[None]
     rows = family.encode_images(pipe, pixels_1CHW.float() / 127.5 - 1)
     encoded = {name.replace("_BCHW", "_CHW"): value_1CHW[0].float().cpu() for name, value_1CHW in rows.items()}
     encoded["view_4"] = _view(row, seed)
-    if view.mask_HW is not None:
-        mask_11HW = torch.tensor(view.mask_HW)[None, None].float() / 255
-        encoded["mask_1HW"] = F.interpolate(mask_11HW, encoded["mean_CHW"].shape[-2:], mode="area")[0]
+    for name, seen_HW in (("mask_1HW", view.mask_HW), ("filled_1HW", view.filled_HW)):
+        if seen_HW is not None:
+            seen_11HW = torch.tensor(seen_HW)[None, None].float() / 255
+            encoded[name] = F.interpolate(seen_11HW, encoded["mean_CHW"].shape[-2:], mode="area")[0]
     return encoded
 
 
@@ -166,10 +196,14 @@ def _view(row: Row, seed: int) -> Tensor:
     For the models that were trained to be told (Podell et al. 2023, https://arxiv.org/abs/2307.01952, section 2.2).
     """
     width, height = row.photo.size
-    left, top, right, bottom = photos.box(row.photo, row.size, row.variant, seed)
-    across, down = row.size[0] / (right - left), row.size[1] / (bottom - top)
+    (left, top, right, bottom), frame = row.part(seed), row.frame
+    across, down = (frame[2] - frame[0]) / (right - left), (frame[3] - frame[1]) / (bottom - top)
     return torch.tensor([height, width, top * down, (width - right if row.mirrored else left) * across])
 
 
-def _flip(pixels: np.ndarray, mirrored: bool) -> np.ndarray:
-    return np.ascontiguousarray(pixels[:, ::-1]) if mirrored else pixels
+def _put(pixels: np.ndarray, row: Row, rest: int) -> np.ndarray:
+    """Put what was cut out of a photo into its frame, the rest of the view filled; then mirror all of it, or not."""
+    left, top, right, bottom = row.frame
+    view = np.full((*row.size[::-1], *pixels.shape[2:]), rest, np.uint8)
+    view[top:bottom, left:right] = pixels
+    return np.ascontiguousarray(view[:, ::-1]) if row.mirrored else view

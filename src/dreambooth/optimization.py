@@ -25,6 +25,7 @@ from dreambooth import (
     optimizers,
     placing,
     prompts,
+    scaling,
     starting,
     swapping,
 )
@@ -116,20 +117,28 @@ def _items(job: Job, class_images: Sequence[Sequence[Photo]]) -> tuple[list[Item
     recipe = job.recipe
     assert recipe.resolution is not None
     square = (recipe.resolution, recipe.resolution)
-    views = [(k, m) for k in range(recipe.crops + 1) for m in ((False, True) if recipe.flip else (False,))]
     subject_items, prior_items = [], []
     for index, (subject, pool) in enumerate(zip(recipe.subjects, job.photos, strict=True)):
         for photo in pool:
-            sizes = buckets.learnt(photo.size, recipe, job.family.STRIDE)
-            rows = tuple(Row(photo, size, variant, mirrored) for size in sizes for variant, mirrored in views)
-            named = caption(recipe, index, photo)
-            plain = class_caption(recipe, named)
-            subject_items.append(Item(rows, named))
-            if recipe.prior_loss == "parent" and recipe.prior_weight and plain != named:
-                prior_items.append(Item(rows, plain))
+            for item in _views(recipe, photo, caption(recipe, index, photo), job.family.STRIDE):
+                plain = class_caption(recipe, item.prompt)
+                subject_items.append(item)
+                if recipe.prior_loss == "parent" and recipe.prior_weight and plain != item.prompt:
+                    prior_items.append(Item(item.rows, plain))
         text = prompts.class_prompt(subject.class_noun)
         prior_items += [Item((Row(photo, square),), photo.caption or text) for photo in class_images[index]]
     return subject_items, prior_items
+
+
+def _views(recipe: Recipe, photo: Photo, named: str, stride: int) -> Iterator[Item]:
+    """Yield a photo under its caption, then at other scales, each under one that says so."""
+    sizes, mirrors = buckets.learnt(photo.size, recipe, stride), (False, True) if recipe.flip else (False,)
+    views = [(variant, mirrored) for variant in range(recipe.crops + 1) for mirrored in mirrors]
+    yield Item(tuple(Row(photo, size, *view) for size in sizes for view in views), named)
+    for number in range(recipe.scales):
+        scaled = [(size, scaling.draw(photo, size, number, recipe.seed, stride)) for size in sizes]
+        rows = tuple(Row(photo, size, 0, mirrored, view) for size, view in scaled for mirrored in mirrors)
+        yield Item(rows, scaling.worded(named, scaled[0][1].words))
 
 
 def _caches(

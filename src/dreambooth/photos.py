@@ -22,7 +22,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from dreambooth import buckets, photo_checks
 from dreambooth.ahead import mapped
-from dreambooth.buckets import Aspect, Size
+from dreambooth.buckets import Aspect, Box, Size
 from dreambooth.errors import UserError
 from dreambooth.photo_checks import Picture
 from dreambooth.photo_checks import Problem as Problem
@@ -154,31 +154,27 @@ def open_upright(path: Path, background: str = "white") -> Image.Image:
         return _rgb(image, background)
 
 
-def crop(photo: Photo, size: Size, variant: int, seed: int) -> npt.NDArray[np.uint8]:
+def crop(photo: Photo, size: Size, part: Box | None = None) -> npt.NDArray[np.uint8]:
     """Cut a part out of a photo and resize it.
 
     Args:
         photo: The photo.
         size: Width and height of the result in pixels.
-        variant: 0 is the largest part of that shape, in the centre; each k > 0 is another random one, of 85 to 100 % of
-            its sides, anywhere.
-        seed: Chooses the random parts, together with the photo and the variant.
+        part: The part. Default: the largest of that shape, in the centre.
 
     Returns:
         RGB pixels, (height, width, 3).
     """
-    part = box(photo, size, variant, seed)
     image = open_upright(photo.path)
-    return np.asarray(image.resize(size, Image.Resampling.LANCZOS, box=part, reducing_gap=3.0))
+    return np.asarray(image.resize(size, Image.Resampling.LANCZOS, box=part or box(photo, size), reducing_gap=3.0))
 
 
-def crop_mask(photo: Photo, size: Size, variant: int, seed: int) -> npt.NDArray[np.uint8] | None:
+def crop_mask(photo: Photo, size: Size, part: Box | None = None) -> npt.NDArray[np.uint8] | None:
     """Cut the part that `crop` cuts out of the photo's mask: (height, width), 255 on the subject."""
     if photo.mask_path is None:
         return None
     mask = read_mask(photo.mask_path)
-    part = box(photo, size, variant, seed)
-    return np.asarray(mask.resize(size, Image.Resampling.BILINEAR, box=part))
+    return np.asarray(mask.resize(size, Image.Resampling.BILINEAR, box=part or box(photo, size)))
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -339,8 +335,16 @@ def _mask(path: Path, size: tuple[int, int]) -> tuple[Path | None, list[Problem]
     return path, []
 
 
-def box(photo: Photo, size: Size, variant: int, seed: int) -> tuple[int, int, int, int]:
-    """Return left, top, right and bottom of the part of the upright photo that `crop` cuts out."""
+def box(photo: Photo, size: Size, variant: int = 0, seed: int = 0) -> Box:
+    """Return a part of the upright photo, of the shape of a size.
+
+    Args:
+        photo: The photo.
+        size: Width and height.
+        variant: 0 is the largest part of that shape, in the centre; each k > 0 is another random one, of 85 to 100 % of
+            its sides, anywhere.
+        seed: Chooses the random parts, together with the photo and the variant.
+    """
     width, height = buckets.fit(photo.size, size)
     across = down = 0.5
     if variant:
@@ -348,8 +352,7 @@ def box(photo: Photo, size: Size, variant: int, seed: int) -> tuple[int, int, in
         scale = 0.85 + 0.15 * draw.random()
         width, height = max(1, round(width * scale)), max(1, round(height * scale))
         across, down = draw.random(), draw.random()
-    left, top = int((photo.size[0] - width + 1) * across), int((photo.size[1] - height + 1) * down)
-    return left, top, left + width, top + height
+    return buckets.placed(photo.size, (width, height), across, down)
 
 
 def _nothing_usable(folder: Path, findings: Sequence[Finding]) -> str:

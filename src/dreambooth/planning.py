@@ -24,6 +24,7 @@ from dreambooth import (
     prompts,
     samples,
     sampling,
+    scaling,
     starting,
 )
 from dreambooth.buckets import Bucket
@@ -121,7 +122,10 @@ def identify(recipe: Recipe, pipe: DiffusionPipeline, pictures: Sequence[Sequenc
         readers = _with_tokens(readers, [str(each.identifier) for each in subjects])
     for index, pool in enumerate(pictures):
         for photo in pool:
-            prompts.require_fits(f"the caption of {photo.path.name},", caption(named, index, photo), readers)
+            text = caption(named, index, photo)
+            scaled = [scaling.worded(text, words) for words in scaling.WORDS] if named.scales else []
+            for each in (text, *scaled):
+                prompts.require_fits(f"the caption of {photo.path.name},", each, readers)
     for shot in samples.shots(named, "after") if named.samples else []:
         prompts.require_fits("the prompt", shot.text, readers)
     return named

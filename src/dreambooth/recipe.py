@@ -40,6 +40,7 @@ LATER: dict[str, Any] = {
     "prior_precision": None,
     "prior_dropout": 0.0,
     "prior_scenes": None,
+    "scales": 0,
 }
 """Settings that came after the first runs were made, and what they were until then."""
 
@@ -153,6 +154,9 @@ class Settings(BaseModel):
         None, ge=0, description="Super-resolution: level of the small image's noise, a step of its schedule."
     )
     crops: int = Field(0, ge=0, description="Random crops of each photo beside the centre crop.")
+    scales: int = Field(
+        0, ge=0, description="Views of each photo smaller in an empty frame, or closer, as its caption then says."
+    )
     flip: bool = Field(False, description="Also learn each photo mirrored.")
     background_weight: float = Field(0.1, ge=0, le=1, description="Weight of the background in photos with a mask.")
     optimizer: Literal["adamw", "adamw-8bit", "adafactor", "muon", "prodigy", "schedule-free"] = Field(

@@ -116,6 +116,6 @@ def save_previews(run: Run, pictures: Sequence[Photo]) -> None:
     for index, photo in enumerate(pictures[:PREVIEWS]):
         path = run.path / "photos" / f"{index:02d}.jpg"
         if not path.is_file():
-            preview = Image.fromarray(photos.crop(photo, (PREVIEW_SIDE, PREVIEW_SIDE), 0, 0))
+            preview = Image.fromarray(photos.crop(photo, (PREVIEW_SIDE, PREVIEW_SIDE)))
             with atomic(path) as temporary:
                 preview.save(temporary, format="JPEG", quality=90)

@@ -20,7 +20,7 @@ from dreambooth.cache import Row, encode_photo
 from dreambooth.errors import UserError
 from dreambooth.families import sdxl
 from dreambooth.models import resolve
-from dreambooth.photos import Photo, crop
+from dreambooth.photos import Photo, box, crop
 from dreambooth.samples import image_generator
 from tests.families.conftest import Model
 from tests.families.stock import PROMPTS, arguments, second_call
@@ -64,7 +64,7 @@ def test_a_random_crop_is_told_as_it_was_cut(model: Model, tmp_path: Path, size:
     Image.fromarray(np.stack([ramp] * 3, axis=-1)).save(tmp_path / "ramp.png")
     photo = Photo("ramp", tmp_path / "ramp.png", (200, 160))
     for variant in (1, 2, 3):
-        view = crop(photo, size, variant, 5)[20, :, 0].astype(float)
+        view = crop(photo, size, box(photo, size, variant, 5))[20, :, 0].astype(float)
         scale = (size[0] - 1) / (view[-1] - view[0])
         rows = [Row(photo, size, variant, mirrored) for mirrored in (False, True)]
         left, right = (encode_photo(model.pipe, model.family, row, 5)["view_4"][3].item() for row in rows)

@@ -240,9 +240,7 @@ def _colours(material: Material) -> tuple[np.ndarray, np.ndarray]:
     pictures = [limitations.centre_colour(Image.open(file)) for file in _flat(material.tuned)]
     size = (material.tuned.sampling.size, material.tuned.sampling.size)
     taken = [
-        limitations.centre_colour(
-            Image.fromarray(photos.crop(photo, size, 0, 0)), _mask(photos.crop_mask(photo, size, 0, 0))
-        )
+        limitations.centre_colour(Image.fromarray(photos.crop(photo, size)), _mask(photos.crop_mask(photo, size)))
         for photo in material.photos
     ]
     return np.stack(pictures), np.stack(taken)

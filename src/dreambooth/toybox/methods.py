@@ -68,6 +68,7 @@ ARMS = (
     Arm("EMA 0.99", {"ema": 0.99}),
     Arm("cosine", {"schedule": "cosine"}),
     Arm("crops", {"crops": 2}),
+    Arm("scales", {"scales": 2}),
     Arm("flip", {"flip": True}),
 )
 """What an arm does not name is the paper's: class images and as many steps as the default LoRA wants with them."""
