@@ -145,10 +145,11 @@ def test_the_libraries_say_nothing(tmp_path: Path, tiny_sd: Path) -> None:
         assert done.stderr == b""
 
 
-def test_output_that_nobody_reads_is_no_error() -> None:
+@pytest.mark.parametrize("words", [["models"], ["--help"], ["train", "--help"]], ids=" ".join)
+def test_output_that_nobody_reads_is_no_error(words: list[str]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run([sys.executable, "-m", "dreambooth", "models"], stdout=writing, stderr=subprocess.PIPE)
+    done = subprocess.run([sys.executable, "-m", "dreambooth", *words], stdout=writing, stderr=subprocess.PIPE)
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, b"")
 

@@ -101,6 +101,11 @@ WARNED: dict[str, tuple[dict[str, Any], str]] = {
     "a label without the class": ({"label": "a [V]"}, "leaves out the class noun"),
     "few class images": ({"prior_count": 3}, "soon known by heart"),
     "class images in few steps": ({"prior_steps": 3}, "a bad prior"),
+    "class images counted and never drawn": ({"prior_count": 3, "prior_loss": "parent"}, "--prior-count does nothing"),
+    "class images guided and never drawn": (
+        {"prior_guidance": 3.0, "prior_weight": 0.0},
+        "--prior-guidance does nothing",
+    ),
     "pictures in few steps": ({"inference_steps": 3}, "pictures drawn in 3 steps"),
 }
 

@@ -173,11 +173,18 @@ def class_images(plan: Plan) -> Found:
     if recipe.prior_weight and recipe.prior_images and recipe.prior_images.resolve() in folders:
         yield Objection("--prior-images are the subject's own photos: give pictures of others of its class")
     if not recipe.draws_class_images:
+        idle = [name for name in ("prior_count", "prior_steps", "prior_guidance") if _is_set(plan, name)]
+        yield from (f"no class images are drawn here, and --{name.replace('_', '-')} does nothing" for name in idle)
         return
     if (recipe.prior_count or 0) < FEW_CLASS_IMAGES:
         yield f"{recipe.prior_count} class images are soon known by heart: give --prior-count {FEW_CLASS_IMAGES}"
     if (recipe.prior_steps or 0) < FEW_STEPS and not plan.is_distilled:
         yield f"class images drawn in {recipe.prior_steps} steps are a bad prior: leave --prior-steps out"
+
+
+def _is_set(plan: Plan, name: str) -> bool:
+    """Whether the user gave a setting, other than the preset's, which the recipe of a run has in it."""
+    return getattr(plan.given, name) not in (None, SAMPLING[key(plan.source)].values[name])
 
 
 def drawing(plan: Plan) -> Found:

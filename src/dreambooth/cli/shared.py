@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
+from rich.console import Console
 
 from dreambooth import __version__
 
@@ -19,8 +20,17 @@ if TYPE_CHECKING:
     from dreambooth.progress import Reporter
     from dreambooth.run import Run
 
+
+class _Pages(Console):
+    """Where help is printed. When nobody reads it, rich by itself exits as after a failure."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 app = App(
     name="dreambooth",
+    console=_Pages(),
     help="Teach a text-to-image model your subject from 3-5 photos, render it anywhere, and measure how well it did.",
     version=__version__,
     suppress_keyboard_interrupt=False,
