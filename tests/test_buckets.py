@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth import buckets, families
+from dreambooth import buckets, families, geometry
 from dreambooth.errors import UserError
 from dreambooth.models import CARDS
 from dreambooth.photos import Photo, box
@@ -123,7 +123,7 @@ def test_every_photo_is_learnt_at_the_first_resolution_and_at_the_others_where_i
         first, *further = buckets.learnt(size, several, 16)
         assert [first] == buckets.learnt(size, recipe(aspect=aspect), 16)
         for wide, high in further:
-            kept = buckets.fit(size, (wide, high))
+            kept = geometry.fit(size, (wide, high))
             assert kept[0] >= wide
             assert kept[1] >= high - 1  # whole pixels of the photo
 

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from dreambooth import families, loop, methods
 from dreambooth.batches import Item, Plan, by_size, draw, share
-from dreambooth.buckets import Size
 from dreambooth.cache import Memo, Row, encode_prompt
 from dreambooth.families import Family
+from dreambooth.geometry import Size
 from dreambooth.models import resolve
 from dreambooth.photos import Photo
 from dreambooth.recipe import Recipe

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from dreambooth import environment, families, fitting, loop, memory, quantise, swapping
-from dreambooth.buckets import Size
 from dreambooth.errors import UserError
+from dreambooth.geometry import Size
 from dreambooth.models import resolve
 from dreambooth.recipe import Recipe
 from dreambooth.run import Run

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dreambooth.buckets import Size
 from dreambooth.cache import Memo, Row
+from dreambooth.geometry import Size
 
 
 @dataclass(frozen=True)

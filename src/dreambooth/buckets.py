@@ -1,22 +1,14 @@
-"""To what sizes photos are cut: the square, or the buckets, each of about as many pixels but of another shape.
-
-A size is width and height in pixels.
-"""
+"""To what sizes photos are cut: the square, or the buckets, each of about as many pixels but of another shape."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
-if TYPE_CHECKING:
-    from dreambooth.photos import Photo
-    from dreambooth.recipe import Recipe
-
-Size = tuple[int, int]
-Box = tuple[int, int, int, int]
-"""Left, top, right and bottom edge in pixels."""
-Aspect = Literal["square", "keep"]
+from dreambooth.geometry import Aspect, Size, fit
+from dreambooth.photos import Photo
+from dreambooth.recipe import Recipe
 
 STRETCH = 2
 """The long side of a bucket is at most so many times the resolution, and the short one at least a part of it."""
@@ -108,13 +100,6 @@ def nearest(photo: Size, resolution: int, stride: int) -> Size:
     return min(sizes(resolution, stride), key=lambda bucket: (lost(photo, bucket), -bucket[0] * bucket[1]))
 
 
-def placed(room: Size, size: Size, across: float, down: float, stride: int = 1) -> Box:
-    """Return a box of a size in a room, at shares in [0, 1) of the places, `stride` pixels apart, that there are."""
-    free = [(whole - part) // stride + 1 for whole, part in zip(room, size, strict=True)]
-    left, top = stride * int(free[0] * across), stride * int(free[1] * down)
-    return left, top, left + size[0], top + size[1]
-
-
 def sizes(resolution: int, stride: int) -> list[Size]:
     """Return the buckets, the square among them.
 
@@ -135,9 +120,3 @@ def lost(photo: Size, bucket: Size) -> float:
     """Return the share of a photo that is cut away to give it the shape of a bucket."""
     width, height = fit(photo, bucket)
     return 1 - width * height / (photo[0] * photo[1])
-
-
-def fit(photo: Size, bucket: Size) -> Size:
-    """Return the size of the largest part of a photo that has the shape of a bucket, in whole pixels of the photo."""
-    (width, height), (across, down) = photo, bucket
-    return min(width, round(height * across / down)), min(height, round(width * down / across))

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from dreambooth import photos
 from dreambooth.ahead import mapped
-from dreambooth.buckets import Box, Size
 from dreambooth.families import Family
+from dreambooth.geometry import Box, Size
 from dreambooth.photos import Photo
 from dreambooth.scaling import Scaled
 

@@ -19,17 +19,9 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from dreambooth.adapters import switched_off, tuned_layers
 from dreambooth.errors import UserError
 from dreambooth.families import Family
-from dreambooth.frozen import switched_off, tuned_layers
-from dreambooth.recipe import Recipe
-
-
-def refuse(recipe: Recipe) -> Iterator[tuple[bool, str]]:
-    """Yield why a recipe's model cannot be drawn from so: whether it holds, and how to mend it."""
-    alone = "--consistency switches a LoRA of the denoiser off and on"
-    yield not recipe.has_adapter or recipe.learns_token, f"{alone}: use --method lora, or leave it out"
-    yield recipe.train_text_encoder, f"{alone}, and the text encoder stays trained: leave out --train-text-encoder"
 
 
 @contextmanager

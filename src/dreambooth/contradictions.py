@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dreambooth import consistency
 from dreambooth.errors import UserError
 from dreambooth.optimizers import InBackward
 from dreambooth.recipe import Recipe
@@ -66,7 +65,7 @@ def _of_losses(recipe: Recipe) -> Iterator[tuple[bool, str]]:
     folder = "--prior-loss parent learns from the photos: leave out --prior-images, or use --prior-loss distilled"
     yield prior == "parent" and recipe.prior_images is not None, folder
     if recipe.consistency is not None:
-        yield from consistency.refuse(recipe)
+        yield from of_consistency(recipe)
     measured = recipe.method == "full" or (recipe.has_adapter and recipe.adapter in ("lora", "rslora"))
     what = f"--adapter {recipe.adapter}" if recipe.has_adapter else f"--method {recipe.method}"
     yield recipe.l2_to_base is not None and not measured, f"--l2-to-base does not go with {what}: leave one of them out"
@@ -84,6 +83,13 @@ def _of_weights(recipe: Recipe) -> Iterator[tuple[bool, str]]:
     for flag, holds in others.items():
         moves = f"--offload-blocks moves frozen weights about, which {flag} does not allow: leave one of them out"
         yield bool(recipe.offload_blocks) and holds, moves
+
+
+def of_consistency(recipe: Recipe) -> Iterator[tuple[bool, str]]:
+    """Yield why no pictures can be drawn by `consistency.guided`: whether that holds, and how to mend it."""
+    alone = "--consistency switches a LoRA of the denoiser off and on"
+    yield not recipe.has_adapter or recipe.learns_token, f"{alone}: use --method lora, or leave it out"
+    yield recipe.train_text_encoder, f"{alone}, and the text encoder stays trained: leave out --train-text-encoder"
 
 
 def of_steps(recipe: Recipe) -> Iterator[tuple[bool, str]]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from dreambooth.adapters import switched_off, tuned_layers
 from dreambooth.recipe import Recipe
 
 
@@ -53,23 +53,6 @@ class Frozen:
         with switched_off(self.adapters):
             predicted_BCHW = self.trainee(*given)
         return predicted_BCHW
-
-
-def tuned_layers(module: nn.Module) -> list[BaseTunerLayer]:
-    """Return the layers of a module that have an adapter."""
-    return [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
-
-
-@contextmanager
-def switched_off(adapters: Sequence[BaseTunerLayer]) -> Iterator[None]:
-    """Leave adapters out. peft's own switch also freezes them, which would lose the step's gradients."""
-    for layer in adapters:
-        layer._disable_adapters = True
-    try:
-        yield
-    finally:
-        for layer in adapters:
-            layer._disable_adapters = False
 
 
 def is_needed(recipe: Recipe) -> bool:

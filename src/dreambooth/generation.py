@@ -12,7 +12,7 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from dreambooth import consistency, environment, families, methods, presets, prompts, samples, sampling
+from dreambooth import contradictions, environment, families, methods, presets, prompts, samples, sampling
 from dreambooth.errors import UserError
 from dreambooth.files import atomic, write_json
 from dreambooth.images import grid, save_png
@@ -254,7 +254,7 @@ def _check_consistency(settings: Sampling, target: Target) -> None:
         return
     _require(bool(target.adapters or target.files), f"{target.name} has no LoRA: leave --consistency out")
     for run, _ in target.adapters:
-        for wrong, message in consistency.refuse(run.recipe):
+        for wrong, message in contradictions.of_consistency(run.recipe):
             _require(not wrong, f"{run.path}: {message}")
 
 

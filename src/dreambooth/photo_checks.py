@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from dreambooth.buckets import Aspect, Size
+from dreambooth.geometry import Aspect, Size
 
 SMALLEST = 16
 """Photos with a side under this many pixels are not used."""

@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from dreambooth import buckets, photo_checks
+from dreambooth import geometry, photo_checks
 from dreambooth.ahead import mapped
-from dreambooth.buckets import Aspect, Box, Size
 from dreambooth.errors import UserError
+from dreambooth.geometry import Aspect, Box, Size
 from dreambooth.photo_checks import Picture
 from dreambooth.photo_checks import Problem as Problem
 
@@ -345,14 +345,14 @@ def box(photo: Photo, size: Size, variant: int = 0, seed: int = 0) -> Box:
             its sides, anywhere.
         seed: Chooses the random parts, together with the photo and the variant.
     """
-    width, height = buckets.fit(photo.size, size)
+    width, height = geometry.fit(photo.size, size)
     across = down = 0.5
     if variant:
         draw = random.Random(f"{seed} {photo.id} {variant}")
         scale = 0.85 + 0.15 * draw.random()
         width, height = max(1, round(width * scale)), max(1, round(height * scale))
         across, down = draw.random(), draw.random()
-    return buckets.placed(photo.size, (width, height), across, down)
+    return geometry.placed(photo.size, (width, height), across, down)
 
 
 def _nothing_usable(folder: Path, findings: Sequence[Finding]) -> str:

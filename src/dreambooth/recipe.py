@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from dreambooth.buckets import Aspect
 from dreambooth.errors import UserError
+from dreambooth.geometry import Aspect
 from dreambooth.prompts import LABEL, require_label
 
 Refusal = Literal["identifier", "learning-rate", "alpha", "resolution", "scenes", "guidance", "memory"]

@@ -10,8 +10,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from dreambooth import buckets, photos
-from dreambooth.buckets import Box, Size
+from dreambooth import geometry, photos
+from dreambooth.geometry import Box, Size
 from dreambooth.photos import Photo
 
 SMALLER = (1 / 3, 0.6, ("far away", "very small"))
@@ -50,11 +50,11 @@ def draw(photo: Photo, size: Size, number: int, seed: int, stride: int) -> Scale
     scale, across, down = source.uniform(smallest, largest), source.random(), source.random()
     words = source.choice(said)
     if scale > 1:
-        width, height = (max(1, round(side / scale)) for side in buckets.fit(photo.size, size))
-        return Scaled(buckets.placed(photo.size, (width, height), across, down), (0, 0, *size), words)
+        width, height = (max(1, round(side / scale)) for side in geometry.fit(photo.size, size))
+        return Scaled(geometry.placed(photo.size, (width, height), across, down), (0, 0, *size), words)
     width, height = (max(1, round(side * scale / stride)) * stride for side in size)
     return Scaled(
-        photos.box(photo, (width, height)), buckets.placed(size, (width, height), across, down, stride), words
+        photos.box(photo, (width, height)), geometry.placed(size, (width, height), across, down, stride), words
     )
 
 

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from dreambooth import checkpoint, families, loop, methods, presets, sampling
 from dreambooth.batches import draw
-from dreambooth.buckets import Size
 from dreambooth.diffusion import Flow
 from dreambooth.errors import UserError
+from dreambooth.geometry import Size
 from dreambooth.models import CARDS, Card, Source
 from dreambooth.recipe import Recipe
 from dreambooth.samples import image_generator

@@ -25,6 +25,7 @@ class _Pages(Console):
     """Where help is printed. When nobody reads it, rich by itself exits as after a failure."""
 
     def on_broken_pipe(self) -> None:
+        """Let `main` end the command as one whose reader has left."""
         raise BrokenPipeError
 
 
