@@ -38,6 +38,8 @@ def test_a_run_draws_as_its_recipe_says_unless_told_otherwise(run: Run, tiny_sd:
     own, pictures = drawn(run.path, tmp_path / "own")
     none, frozen = drawn(run.path, tmp_path / "none", "--consistency", 0)
     whole, trained = drawn(run.path, tmp_path / "whole", "--consistency", 1)
+    plain, _ = drawn(run.path, tmp_path / "plain", "--consistency", "off")
+    assert "consistency" not in plain
     assert [manifest["consistency"] for manifest in (own, none, whole)] == [0.4, 0.0, 1.0]
     base, expected = drawn(tiny_sd, tmp_path / "base", "--guidance", own["guidance"], "--sampler", own["sampler"])
     assert "consistency" not in base
@@ -52,11 +54,18 @@ def test_the_runs_own_pictures_tell_it_and_frozen_ones_know_nothing_of_it(run: R
     assert "consistency" not in material.frozen.identity["sampling"]
 
 
+def test_a_finished_run_says_that_it_draws_as_it_did(run: Run, tiny_sd: Path) -> None:
+    again = train(run.path.parent / "photos", tiny_sd, out=run.path, consistency=0.7, samples=1, **FAR)
+    assert again.status == 0, again
+    assert "it draws as it did, by another --consistency: `dreambooth generate` takes these" in again.err
+    assert run.recipe.consistency == 0.4
+
+
 def test_it_is_refused_where_nothing_can_be_switched_off(run: Run, tiny_sd: Path, tmp_path: Path) -> None:
     refused = call("generate", tiny_sd, "a dog", "--consistency", 0.4)
-    assert refused.refusal == f"{tiny_sd} has no LoRA: leave --consistency out"
+    assert refused.refusal == f"{tiny_sd} has no LoRA: give --consistency off, or leave it out"
     done = train(run.path.parent / "photos", tiny_sd, out=tmp_path / "full", method="full")
     assert done.status == 0, done
     refused = call("generate", tmp_path / "full", "a dog", "--consistency", 0.4)
-    assert refused.refusal.startswith(f"{tmp_path / 'full'}: --consistency switches a LoRA of the denoiser off and on")
+    assert refused.refusal.startswith(f"{tmp_path / 'full'} is no run of a LoRA of the denoiser alone")
     assert call("generate", run.path, "a dog", "--consistency", -1).refusal == "--consistency -1.0: give at least 0"

@@ -59,9 +59,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"prior_scenes": ("by a lake",), "prior_images": "dogs"}, "no class images are drawn here"),
     ({"prior_dropout": 0.5, "prior_weight": 0.0}, "there is no prior here for --prior-dropout: leave it out"),
     ({"prior_loss": "parent", "prior_weight": 0.0}, "--prior-weight 0 switches --prior-loss parent off"),
-    ({**FULL, "consistency": 0.4}, "--consistency switches a LoRA of the denoiser off and on: use --method lora"),
-    ({**PIVOTAL, "consistency": 0.4}, "--consistency switches a LoRA of the denoiser off and on: use --method lora"),
-    ({"train_text_encoder": True, "consistency": 0.4}, "--consistency switches a LoRA of the denoiser off and on, and"),
+    ({**FULL, "consistency": 0.4}, "--consistency leaves out a LoRA of the denoiser: use --method lora"),
+    ({**PIVOTAL, "consistency": 0.4}, "--consistency leaves out a LoRA of the denoiser: use --method lora"),
+    ({"train_text_encoder": True, "consistency": 0.4}, "--consistency leaves out a LoRA of the denoiser, and a text"),
     ({"prior_loss": "parent", "prior_images": "dogs"}, "--prior-loss parent learns from the photos"),
 ]
 

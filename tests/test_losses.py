@@ -26,6 +26,11 @@ def test_a_mask_leaves_out_what_it_covers() -> None:
     torch.testing.assert_close(denoising(a_BCHW, b_BCHW, mask_B1HW), F.mse_loss(a_BCHW[..., :2], b_BCHW[..., :2])[None])
 
 
+def test_where_a_mask_leaves_out_all_there_is_no_loss() -> None:
+    loss_B = denoising(torch.randn(2, 4, 4, 4), torch.randn(2, 4, 4, 4), torch.zeros(2, 1, 4, 4))
+    assert loss_B.tolist() == [0.0, 0.0]
+
+
 def test_half_precision_is_summed_in_float32() -> None:
     a_BCHW, b_BCHW = torch.randn(2, 4, 8, 8).bfloat16(), torch.randn(2, 4, 8, 8).bfloat16()
     assert denoising(a_BCHW, b_BCHW).dtype == torch.float32

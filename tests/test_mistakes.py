@@ -98,6 +98,7 @@ WARNED: dict[str, tuple[dict[str, Any], str]] = {
         "faster than the denoiser",
     ),
     "steps that do not show every photo": ({"steps": 3}, "do not show all 4 photos"),
+    "steps that do not show every scale": ({"steps": 7, "scales": 1}, "all 4 photos once at all scales"),
     "a label without the class": ({"label": "a [V]"}, "leaves out the class noun"),
     "few class images": ({"prior_count": 3}, "soon known by heart"),
     "class images in few steps": ({"prior_steps": 3}, "a bad prior"),

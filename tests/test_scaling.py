@@ -54,6 +54,8 @@ def test_two_views_in_three_are_smaller_and_the_words_say_which(photo: Photo) ->
         if (width, height) == SIZE:
             assert view.words in ("close up", "zoomed in")
             assert 120 / 1.4 - 1 <= part[1] <= 120 / 1.2 + 1
+            whole = photos.box(photo, SIZE)
+            assert whole[0] <= view.part[0] < view.part[2] <= whole[2]
         else:
             assert view.words in ("far away", "very small")
             assert max(part[0] / 200, part[1] / 120) == 1
@@ -134,7 +136,7 @@ def test_a_run_learns_them_by_every_prior(tiny_sd: Path, tmp_path: Path, monkeyp
         return own(state, batch)
 
     monkeypatch.setattr(loop, "backward", spy)
-    for prior, also in (("images", "a dog"), ("parent", ", ")):
+    for prior, also in (("images", "a dog"), ("distilled", "a dog"), ("parent", ", ")):
         seen.clear()
         done = train(tmp_path, tiny_sd, out=tmp_path / prior, prior_loss=prior, scales=4, steps=10)
         assert done.status == 0, done
@@ -142,6 +144,14 @@ def test_a_run_learns_them_by_every_prior(tiny_sd: Path, tmp_path: Path, monkeyp
         assert len({prompt for prompt in named if ", " in prompt}) >= 2
         assert len({prompt for prompt in named if ", " not in prompt}) == 1
         assert any(also in prompt for prompt in seen - named)
+
+
+def test_further_resolutions_are_of_the_photo_as_it_is(photo: Photo) -> None:
+    settings = {"resolution": 32, "more_resolutions": [64], "scales": 2, "aspect": "keep"}
+    recipe = Recipe.of({"subjects": [{"photos": ".", "class_noun": "dog"}], **settings})
+    whole, *views = optimization._views(recipe, photo, "a ohwx dog", STRIDE)
+    assert len({row.size for row in whole.rows}) == 2
+    assert {row.size for item in views for row in item.rows} == {whole.rows[0].size}
 
 
 def test_a_caption_that_the_words_make_too_long_is_refused_before_any_work(tiny_sd: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -221,7 +221,7 @@ def _score(material: Material, task: _Task, judges: Judges, reporter: Reporter) 
         "class": material.noun,
         "rule": RULE,
         "encoders": {"identity": judges.identity.identity, "clip": judges.clip.identity},
-        "sampling": asdict(task.tuned.sampling),
+        "sampling": task.tuned.sampling.document,
         "weak": sum(bool(cell.weak) for cell in cells),
         "cells": [_entry(task, index, cell, rows) for index, cell in enumerate(cells)],
         "findings": [_finding(each) for each in _findings(task, identity, clip, texts, scene, shown)],

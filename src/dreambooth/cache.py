@@ -191,7 +191,7 @@ def encode_prompt(pipe: DiffusionPipeline, family: Family, prompt: str) -> dict[
 
 
 def _view(row: Row, seed: int) -> Tensor:
-    """Return the photo's height and width, and top and left edge of the view in the photo scaled as the view is.
+    """Return the photo's height and width, and top and left edge of what is seen of it, scaled as in the view.
 
     For the models that were trained to be told (Podell et al. 2023, https://arxiv.org/abs/2307.01952, section 2.2).
     """

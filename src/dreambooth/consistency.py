@@ -46,7 +46,7 @@ def guided(pipe: DiffusionPipeline, family: Family, negatives: Sequence[str], sh
         return
     if any(tuned_layers(encoder) for encoder in family.text_encoders(pipe).values()):
         raise UserError(
-            "--consistency leaves no adapter of a text encoder out, and there is one: leave out --consistency"
+            "a text encoder has an adapter too, which consistency guidance cannot leave out: give --consistency off"
         )
     with torch.no_grad():
         unprompted_LD = family.encode_prompts(pipe, negatives)[0]["prompt_embeds_LD"]
@@ -67,8 +67,9 @@ def guided(pipe: DiffusionPipeline, family: Family, negatives: Sequence[str], sh
 
 
 def _is(prompt_LD: Tensor, other_LD: Tensor) -> bool:
-    """Whether a prompt, perhaps filled up to a longer one beside it, is another, but for the last bits."""
+    """Whether a prompt, perhaps filled up to a longer one beside it, is another, to a thousandth."""
     if len(prompt_LD) < len(other_LD):
         return False
-    apart = torch.dist(prompt_LD[: len(other_LD)].float(), other_LD.float())
-    return bool(apart <= 1e-3 * other_LD.float().norm())
+    other_LD = other_LD.to(prompt_LD.device, torch.float32)  # encoded on the CPU where a pipeline is offloaded
+    apart = torch.dist(prompt_LD[: len(other_LD)].float(), other_LD)
+    return bool(apart <= 1e-3 * other_LD.norm())

@@ -64,8 +64,10 @@ def _of_losses(recipe: Recipe) -> Iterator[tuple[bool, str]]:
     yield bool(recipe.prior_dropout) and recipe.prior_weight == 0, nowhere
     folder = "--prior-loss parent learns from the photos: leave out --prior-images, or use --prior-loss distilled"
     yield prior == "parent" and recipe.prior_images is not None, folder
-    if recipe.consistency is not None:
-        yield from of_consistency(recipe)
+    guided, alone = recipe.consistency is not None, "--consistency leaves out a LoRA of the denoiser"
+    yield guided and recipe.method != "lora", f"{alone}: use --method lora, or leave it out"
+    encoder = f"{alone}, and a text encoder would stay trained: leave out --train-text-encoder"
+    yield guided and not recipe.adapts_denoiser_alone, encoder
     measured = recipe.method == "full" or (recipe.has_adapter and recipe.adapter in ("lora", "rslora"))
     what = f"--adapter {recipe.adapter}" if recipe.has_adapter else f"--method {recipe.method}"
     yield recipe.l2_to_base is not None and not measured, f"--l2-to-base does not go with {what}: leave one of them out"
@@ -83,13 +85,6 @@ def _of_weights(recipe: Recipe) -> Iterator[tuple[bool, str]]:
     for flag, holds in others.items():
         moves = f"--offload-blocks moves frozen weights about, which {flag} does not allow: leave one of them out"
         yield bool(recipe.offload_blocks) and holds, moves
-
-
-def of_consistency(recipe: Recipe) -> Iterator[tuple[bool, str]]:
-    """Yield why no pictures can be drawn by `consistency.guided`: whether that holds, and how to mend it."""
-    alone = "--consistency switches a LoRA of the denoiser off and on"
-    yield not recipe.has_adapter or recipe.learns_token, f"{alone}: use --method lora, or leave it out"
-    yield recipe.train_text_encoder, f"{alone}, and the text encoder stays trained: leave out --train-text-encoder"
 
 
 def of_steps(recipe: Recipe) -> Iterator[tuple[bool, str]]:

@@ -6,13 +6,13 @@ import hashlib
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from diffusers import DiffusionPipeline
 
-from dreambooth import contradictions, environment, families, methods, presets, prompts, samples, sampling
+from dreambooth import environment, families, methods, presets, prompts, samples, sampling
 from dreambooth.errors import UserError
 from dreambooth.files import atomic, write_json
 from dreambooth.images import grid, save_png
@@ -82,7 +82,7 @@ def generate(
     sampler: str | None = None,
     inference_steps: int | None = None,
     size: int | None = None,
-    consistency: float | None = None,
+    consistency: float | Literal["off"] | None = None,
     adapters: Sequence[str] = (),
     reporter: Reporter | None = None,
 ) -> Path:
@@ -99,7 +99,8 @@ def generate(
         sampler: A name of `sampling.SAMPLERS`.
         inference_steps: Denoising steps.
         size: Image side in pixels.
-        consistency: Share of what a LoRA changed, in DCO's guidance by the frozen model (`consistency.guided`).
+        consistency: Share of what a LoRA changed, in DCO's guidance by the frozen model (`consistency.guided`); "off":
+            without that guidance, whatever the run's recipe says.
         adapters: `RUN` or `RUN=strength` of further LoRA runs; the target's own run sets its strength. `FILE` or
             `FILE=strength` of another trainer's LoRA in a `.safetensors` file.
         reporter: Listens to the progress.
@@ -111,13 +112,16 @@ def generate(
         UserError: There is no such run, model, sampler or identifier; a prompt is too long; other files lie there.
     """
     reporter = reporter or Silent()
-    _check_numbers(count=count, seed=seed, inference_steps=inference_steps, guidance=guidance, consistency=consistency)
+    share = None if consistency == "off" else consistency
+    _check_numbers(count=count, seed=seed, inference_steps=inference_steps, guidance=guidance, consistency=share)
     folder = Path(out) if out else _next_folder(target)
     _check_folder(folder)
     found = find(target, adapters)
     sampling.require_prompted(found.source.family)
     given = {"sampler": sampler, "steps": inference_steps, "guidance": guidance, "size": size, "negative": negative}
-    settings = _override(found.defaults, **given, consistency=consistency)
+    settings = _override(found.defaults, **given, consistency=share)
+    if consistency == "off":
+        settings = replace(settings, consistency=None)
     _check_settings(settings, families.get(found.source.family).STRIDE)
     _check_consistency(settings, found)
     wanted = _pictures(texts, range(seed, seed + count), found)
@@ -172,7 +176,10 @@ def find(name: str | Path, adapters: Sequence[str] = ()) -> Target:
     _require(own_fits, f"{run.path} is a run of {_kind(run)}, which goes with no other adapter: leave --adapter out")
     for other, _ in extras:
         _require_lora_file(other)
-    return Target(str(run.path), source, run, strength, extras, samples.settings(recipe), files)
+    names = {"sampler": "sampler", "steps": "inference_steps", "guidance": "guidance", "size": "resolution"}
+    own = {name: getattr(recipe, setting) for name, setting in names.items()}
+    defaults = _override(_defaults(source), **own, consistency=recipe.consistency)
+    return Target(str(run.path), source, run, strength, extras, defaults, files)
 
 
 def load(target: Target) -> DiffusionPipeline:
@@ -252,10 +259,11 @@ def _check_settings(settings: Sampling, stride: int) -> None:
 def _check_consistency(settings: Sampling, target: Target) -> None:
     if settings.consistency is None:
         return
-    _require(bool(target.adapters or target.files), f"{target.name} has no LoRA: leave --consistency out")
+    mend = "give --consistency off, or leave it out"
+    _require(bool(target.adapters or target.files), f"{target.name} has no LoRA: {mend}")
     for run, _ in target.adapters:
-        for wrong, message in contradictions.of_consistency(run.recipe):
-            _require(not wrong, f"{run.path}: {message}")
+        alone = f"{run.path} is no run of a LoRA of the denoiser alone, which --consistency leaves out: {mend}"
+        _require(run.recipe.adapts_denoiser_alone, alone)
 
 
 def _check_lengths(named_texts: Sequence[tuple[str, str]], pipe: DiffusionPipeline) -> None:

@@ -20,13 +20,13 @@ def denoising(predicted_BCHW: Tensor, target_BCHW: Tensor, mask_B1HW: Tensor | N
     Args:
         predicted_BCHW: The denoiser's output.
         target_BCHW: What it should have been.
-        mask_B1HW: Weight of each latent pixel, 0..1; the mean is then over the weights.
+        mask_B1HW: Weight of each latent pixel, 0..1; the mean is then over the weights, and 0 where all of them are.
     """
     error_BCHW = (predicted_BCHW.float() - target_BCHW.float()) ** 2
     if mask_B1HW is None:
         return error_BCHW.mean(dim=(1, 2, 3))
     weighted_BCHW = error_BCHW * mask_B1HW
-    return weighted_BCHW.mean(dim=1).sum(dim=(1, 2)) / mask_B1HW.sum(dim=(1, 2, 3))
+    return weighted_BCHW.mean(dim=1).sum(dim=(1, 2)) / mask_B1HW.sum(dim=(1, 2, 3)).clamp(min=1e-6)
 
 
 def dco(loss_B: Tensor, frozen_B: Tensor, beta: float) -> Tensor:

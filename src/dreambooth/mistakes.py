@@ -134,8 +134,9 @@ def duration(plan: Plan) -> Found:
     """Steps that are too few for the photos, the warm-up or the average."""
     recipe, photos = plan.recipe, sum(map(len, plan.photos))
     steps = recipe.steps or 0
-    if steps * recipe.batch_size < photos:
-        yield f"{steps} steps of {recipe.batch_size} do not show all {photos} photos once: give more --steps"
+    if steps * recipe.batch_size < photos * (1 + recipe.scales):
+        scales = " at all scales" if recipe.scales else ""
+        yield f"{steps} steps of {recipe.batch_size} do not show all {photos} photos once{scales}: give more --steps"
     if recipe.warmup >= steps > 0 and recipe.warmup:
         yield Objection(f"--warmup {recipe.warmup} lasts as long as the {steps} steps of the run: give less than half")
     if recipe.ema and 1 / (1 - recipe.ema) > steps:

@@ -131,14 +131,17 @@ def _items(job: Job, class_images: Sequence[Sequence[Photo]]) -> tuple[list[Item
 
 
 def _views(recipe: Recipe, photo: Photo, named: str, stride: int) -> Iterator[Item]:
-    """Yield a photo under its caption, then at other scales, each under one that says so."""
+    """Yield a photo under its caption, then at other scales, each under one that says so.
+
+    These are of its first size, as the photo may lack the pixels for a closer view at others.
+    """
     sizes, mirrors = buckets.learnt(photo.size, recipe, stride), (False, True) if recipe.flip else (False,)
     views = [(variant, mirrored) for variant in range(recipe.crops + 1) for mirrored in mirrors]
     yield Item(tuple(Row(photo, size, *view) for size in sizes for view in views), named)
     for number in range(recipe.scales):
-        scaled = [(size, scaling.draw(photo, size, number, recipe.seed, stride)) for size in sizes]
-        rows = tuple(Row(photo, size, 0, mirrored, view) for size, view in scaled for mirrored in mirrors)
-        yield Item(rows, scaling.worded(named, scaled[0][1].words))
+        scaled = scaling.draw(photo, sizes[0], number, recipe.seed, stride)
+        rows = tuple(Row(photo, sizes[0], 0, mirrored, scaled) for mirrored in mirrors)
+        yield Item(rows, scaling.worded(named, scaled.words))
 
 
 def _caches(

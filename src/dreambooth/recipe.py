@@ -232,6 +232,11 @@ class Settings(BaseModel):
         return self.method in ("lora", "pivotal")
 
     @property
+    def adapts_denoiser_alone(self) -> bool:
+        """Whether the model as it was is the trained one without the denoiser's adapter."""
+        return self.method == "lora" and not self.train_text_encoder
+
+    @property
     def is_lora(self) -> bool:
         """Whether it trains a LoRA, which every reader of LoRA files takes, alone or with others."""
         return self.has_adapter and self.adapter in ("lora", "rslora", "dora")

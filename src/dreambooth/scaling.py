@@ -2,7 +2,7 @@
 
 Kumari et al. 2023 (Custom Diffusion), https://arxiv.org/abs/2212.04488, with the words and about the scales of their
 code, https://github.com/adobe-research/custom-diffusion: two views in three are smaller, anywhere in an empty frame
-that the loss leaves out; the others are closer.
+that the loss leaves out; the others are closer, within what is seen of the photo as it is.
 """
 
 from __future__ import annotations
@@ -43,15 +43,18 @@ def draw(photo: Photo, size: Size, number: int, seed: int, stride: int) -> Scale
         size: Of the view.
         number: Which of the photo's views it is.
         seed: Chooses scale, place and words, together with the photo and the number.
-        stride: Pixels of what the denoiser sees as one.
+        stride: Pixels, so that what the loss leaves out are whole latent pixels.
     """
     source = random.Random(f"{seed} {photo.id} scale {number}")
     smallest, largest, said = SMALLER if source.random() < 2 / 3 else CLOSER
     scale, across, down = source.uniform(smallest, largest), source.random(), source.random()
     words = source.choice(said)
     if scale > 1:
-        width, height = (max(1, round(side / scale)) for side in geometry.fit(photo.size, size))
-        return Scaled(geometry.placed(photo.size, (width, height), across, down), (0, 0, *size), words)
+        left, top, right, bottom = photos.box(photo, size)
+        whole = (right - left, bottom - top)
+        width, height = (max(1, round(side / scale)) for side in whole)
+        x, y, *_ = geometry.placed(whole, (width, height), across, down)
+        return Scaled((left + x, top + y, left + x + width, top + y + height), (0, 0, *size), words)
     width, height = (max(1, round(side * scale / stride)) * stride for side in size)
     return Scaled(
         photos.box(photo, (width, height)), geometry.placed(size, (width, height), across, down, stride), words

@@ -64,7 +64,7 @@ def train(recipe: Recipe, out: str | Path | None = None, reporter: Reporter | No
     job = _begin(plans, Path(out) if out else None, reporter)
     run = job.run
     if _is_finished(job):
-        job.reporter.say(f"{run.path} is finished: {run.finished_steps} steps done")
+        job.reporter.say(f"{run.path} is finished: {run.finished_steps} steps done{_as_drawn(job)}")
         return run
     with _main_holds(job, run.lock()):
         _describe(job)
@@ -186,6 +186,14 @@ def _is_finished(job: Job) -> bool:
     if not job.run.exists or job.run.info["identity"] != job.plans.identity(job.recipe):
         return False
     return (job.run.finished_steps or 0) >= (job.recipe.steps or 0)
+
+
+def _as_drawn(job: Job) -> str:
+    """Say that a finished run draws by other settings than are now given; nothing where they are the same."""
+    names = ("sampler", "inference_steps", "guidance", "consistency")
+    others = [f"--{n.replace('_', '-')}" for n in names if getattr(job.recipe, n) != getattr(job.run.recipe, n)]
+    told = f"; it draws as it did, by another {', '.join(others)}: `dreambooth generate` takes these"
+    return told if others else ""
 
 
 @contextmanager

@@ -47,6 +47,7 @@ def refuse(recipe: Recipe, source: Source) -> None:
         return
     if recipe.prior_weight and not has_class_images(recipe):
         raise UserError(f"--prior-weight {recipe.prior_weight:g}: {UNPROMPTED}: give --prior-images FOLDER")
-    for flag, draws in (("--samples", recipe.samples), ("--select", recipe.select)):
+    guided = recipe.consistency is not None
+    for flag, draws in (("--samples", recipe.samples), ("--select", recipe.select), ("--consistency", guided)):
         if draws:
             raise UserError(f"{flag}: {UNPROMPTED}: leave it out")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from dreambooth import consistency, methods
 from dreambooth.errors import UserError
+from dreambooth.families import common
 from tests.families.conftest import Model
 from tests.families.stock import draw_two, spied_steps
 from tests.families.test_families import LED_AWAY, recipe
@@ -100,6 +102,14 @@ def test_where_the_model_predicts_once_it_is_a_share_of_what_has_changed(
     torch.testing.assert_close(found, frozen + SHARE * changed, rtol=1e-4, atol=1e-4)
 
 
+def test_prompts_are_read_where_the_text_encoder_is_or_is_brought_layer_by_layer() -> None:
+    """As in a pipeline that its device does not hold, whose weights are nowhere between two calls."""
+    cuda, cpu, meta = (torch.device(name) for name in ("cuda", "cpu", "meta"))
+    for lies, reads in ((cpu, cpu), (cuda, cuda), (meta, cuda)):
+        pipe: Any = SimpleNamespace(text_encoder=SimpleNamespace(device=lies), _execution_device=cuda)
+        assert common.reads_on(pipe) == reads
+
+
 @pytest.mark.parametrize("tuned", ["sd"], indirect=True)
 def test_afterwards_the_pipeline_is_as_it_was(tuned: tuple[Model, DiffusionPipeline]) -> None:
     model, pipe = tuned
@@ -114,7 +124,7 @@ def test_a_trained_text_encoder_is_refused(models: Callable[[str], Model]) -> No
     pipe = model.fresh()
     attach(model, pipe, train_text_encoder=True)
     with (
-        pytest.raises(UserError, match="no adapter of a text encoder"),
+        pytest.raises(UserError, match="a text encoder has an adapter too"),
         consistency.guided(pipe, model.family, [""], 1.0),
     ):
         pytest.fail("entered")

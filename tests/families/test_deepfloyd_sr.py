@@ -123,7 +123,7 @@ def test_the_default_is_the_smallest_level_and_nothing_is_drawn(model: Model) ->
     assert filled(model, prior_loss="parent").prior_weight == filled(model, prior_images=Path()).prior_weight == 1.0
 
 
-@pytest.mark.parametrize("values", [{"samples": 2}, {"select": True}, {"prior_weight": 0.5}])
+@pytest.mark.parametrize("values", [{"samples": 2}, {"select": True}, {"prior_weight": 0.5}, {"consistency": 1.0}])
 def test_what_needs_a_picture_from_a_prompt_is_refused(values: dict[str, Any], model: Model) -> None:
     with pytest.raises(
         UserError, match=r"draws nothing from a prompt alone: (leave it out|give --prior-images FOLDER)"

@@ -14,7 +14,7 @@ from diffusers import EDMDPMSolverMultistepScheduler
 from PIL import Image
 from safetensors.torch import load_file
 
-from dreambooth import loop, methods, sampling
+from dreambooth import loop, methods, sampling, scaling
 from dreambooth.batches import draw
 from dreambooth.cache import Row, encode_photo
 from dreambooth.errors import UserError
@@ -70,6 +70,18 @@ def test_a_random_crop_is_told_as_it_was_cut(model: Model, tmp_path: Path, size:
         left, right = (encode_photo(model.pipe, model.family, row, 5)["view_4"][3].item() for row in rows)
         assert left == pytest.approx(view[0] * scale, abs=1.5)
         assert right == pytest.approx((199 - view[-1]) * scale, abs=1.5)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_view_at_another_scale_is_told_by_the_part_that_is_seen(model: Model, tmp_path: Path, mirrored: bool) -> None:
+    picture(0, (200, 160)).save(tmp_path / "photo.png")
+    photo = Photo("photo", tmp_path / "photo.png", (200, 160))
+    for number in range(6):
+        scaled = scaling.draw(photo, (64, 64), number, 0, 8)
+        told = encode_photo(model.pipe, model.family, Row(photo, (64, 64), 0, mirrored, scaled), 0)["view_4"].tolist()
+        (left, top, right, bottom), frame = scaled.part, scaled.frame
+        across, down = (frame[2] - frame[0]) / (right - left), (frame[3] - frame[1]) / (bottom - top)
+        assert told == pytest.approx([160, 200, top * down, (200 - right if mirrored else left) * across])
 
 
 def test_training_tells_each_image_its_own_view(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

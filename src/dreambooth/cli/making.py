@@ -75,7 +75,7 @@ def generate(
     inference_steps: Annotated[int | None, Parameter(help="Denoising steps.")] = None,
     size: Annotated[int | None, Parameter(help="Image side in pixels.")] = None,
     consistency: Annotated[
-        float | None,
+        float | Literal["off"] | None,
         Parameter(help="DCO's guidance by the frozen model: share of what a LoRA changed, such as 0.4."),
     ] = None,
     adapter: Annotated[

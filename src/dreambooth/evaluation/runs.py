@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +156,7 @@ def judge(
         "by": {"dino": judges.identity.name, "clip": judges.clip.name, "div": options.diversity},
         "encoders": {"dino": judges.identity.identity, "clip": judges.clip.identity},
         "options": options.as_json(),
-        "sampling": asdict(material.tuned.sampling),
+        "sampling": material.tuned.sampling.document,
         "kinds": _by_kind(rows),
         "prompts": _by_prompt(material, rows, near),
         "drift": _drift(material, identity),

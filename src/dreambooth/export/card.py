@@ -139,7 +139,7 @@ def _facts(run: Run) -> str:
     rows = {
         "base model": f"{info['model']['name']} ({info['model']['identity']})",
         "method": recipe.method if recipe.rank is None else f"{recipe.method}, rank {recipe.rank}",
-        "photos": len(info["photos"]),
+        "photos": f"{len(info['photos'])}{_scales(recipe)}",
         "steps": f"{info['steps']}, batch size {recipe.batch_size}",
         "learning rate": recipe.learning_rate,
         "text encoder trained": "yes" if recipe.train_text_encoder else "no",
@@ -149,7 +149,14 @@ def _facts(run: Run) -> str:
         "run": info["identity"],
         "trained with": f"dreambooth {__version__}",
     }
+    if recipe.consistency is not None:
+        how = f"consistency guidance {recipe.consistency:g}, which `dreambooth generate` has"
+        rows["its pictures and scores are with"] = how
     return "## Training\n\n" + _table(("", ""), [(name, str(value)) for name, value in rows.items()])
+
+
+def _scales(recipe: Recipe) -> str:
+    return f", each at {recipe.scales} other scales too" if recipe.scales else ""
 
 
 def _prior(recipe: Recipe) -> str:

@@ -73,7 +73,7 @@ def encode_prompts(pipe: DiffusionPipeline, prompts: Sequence[str]) -> list[dict
     """
     for prompt in prompts:
         require_fits("the prompt", prompt, [pipe.tokenizer])
-    device = pipe.text_encoder.device
+    device = common.reads_on(pipe)
     embeds_BLD, _, mask_BL, *_ = pipe.encode_prompt(list(prompts), device=device, do_classifier_free_guidance=False)
     pairs = zip(embeds_BLD, mask_BL, strict=True)
     return [{"prompt_embeds_LD": embeds_LD, "mask_L": mask_L} for embeds_LD, mask_L in pairs]

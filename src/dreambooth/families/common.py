@@ -32,6 +32,12 @@ def frozen(pipe: DiffusionPipeline) -> DiffusionPipeline:
     return pipe
 
 
+def reads_on(pipe: DiffusionPipeline) -> torch.device:
+    """Return where prompts are encoded: where the text encoder lies, or where its layers are brought one by one."""
+    device: torch.device = pipe.text_encoder.device
+    return pipe._execution_device if device.type == "meta" else device
+
+
 def load_folder(kind: type[DiffusionPipeline], folder: Path, dtype: torch.dtype, **values: Any) -> DiffusionPipeline:
     """Load a diffusers folder as a pipeline of class `kind`: safetensors alone, nothing from the network."""
     return kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True, **values)

@@ -78,7 +78,7 @@ def encode_prompts(pipe: DiffusionPipeline, prompts: Sequence[str]) -> list[dict
     for prompt in prompts:
         require_fits("the prompt", prompt, [pipe.tokenizer_2])
     tokens = pipe.tokenizer_2.model_max_length
-    device = pipe.text_encoder.device
+    device = common.reads_on(pipe)
     embeds_BLD, pooled_BD, _ = pipe.encode_prompt(list(prompts), device=device, max_sequence_length=tokens)
     guided = pipe.transformer.config.guidance_embeds
     guidance = {"guidance": torch.tensor(TRAINING_GUIDANCE, device=device)} if guided else {}

@@ -105,7 +105,7 @@ def encode_prompts(pipe: DiffusionPipeline, prompts: Sequence[str]) -> list[dict
     """
     for prompt in prompts:
         require_fits("the prompt", prompt, [pipe.tokenizer])
-    device = pipe.text_encoder.device
+    device = common.reads_on(pipe)
     embeds_BLD, _ = pipe.encode_prompt(list(prompts), device, max_sequence_length=language.TOKENS)
     guided = isinstance(pipe, Flux2Pipeline)
     guidance = {"guidance": torch.tensor(TRAINING_GUIDANCE, device=device)} if guided else {}

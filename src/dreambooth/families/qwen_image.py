@@ -77,7 +77,7 @@ def encode_prompts(pipe: DiffusionPipeline, prompts: Sequence[str]) -> list[dict
     """
     for prompt in prompts:
         require_fits("the prompt", prompt, [pipe.tokenizer])
-    device = pipe.text_encoder.device
+    device = common.reads_on(pipe)
     texts = [prompt or " " for prompt in prompts]
     embeds_BLD, mask_BL = pipe.encode_prompt(texts, device, max_sequence_length=language.TOKENS)
     return [{"prompt_embeds_LD": embeds_LD} for embeds_LD in language.separate(embeds_BLD, mask_BL)]

@@ -102,7 +102,7 @@ def encode_prompts(pipe: DiffusionPipeline, prompts: Sequence[str]) -> list[dict
     """
     for prompt in prompts:
         require_fits("the prompt", prompt, [pipe.tokenizer])
-    embeds_BLD, mask_BL, *_ = pipe.encode_prompt(list(prompts), False, device=pipe.text_encoder.device)
+    embeds_BLD, mask_BL, *_ = pipe.encode_prompt(list(prompts), False, device=common.reads_on(pipe))
     pairs = zip(embeds_BLD, mask_BL, strict=True)
     return [{"prompt_embeds_LD": embeds_LD, "mask_L": mask_L} for embeds_LD, mask_L in pairs]
 

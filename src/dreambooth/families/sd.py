@@ -76,7 +76,7 @@ def encode_prompts(pipe: DiffusionPipeline, prompts: Sequence[str]) -> list[dict
     """
     for prompt in prompts:
         require_fits("the prompt", prompt, [pipe.tokenizer])
-    embeds_BLD, _ = pipe.encode_prompt(list(prompts), pipe.text_encoder.device, 1, False)
+    embeds_BLD, _ = pipe.encode_prompt(list(prompts), common.reads_on(pipe), 1, False)
     return [{"prompt_embeds_LD": embeds_LD} for embeds_LD in embeds_BLD]
 
 

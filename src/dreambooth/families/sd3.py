@@ -77,7 +77,7 @@ def encode_prompts(pipe: DiffusionPipeline, prompts: Sequence[str]) -> list[dict
     """
     for prompt in prompts:
         require_fits("the prompt", prompt, [pipe.tokenizer, pipe.tokenizer_2])
-    device = pipe.text_encoder.device
+    device = common.reads_on(pipe)
     embeds_BLD, _, pooled_BD, _ = pipe.encode_prompt(list(prompts), None, None, device, 1, False)
     pairs = zip(embeds_BLD, pooled_BD, strict=True)
     return [{"prompt_embeds_LD": embeds_LD, "pooled_D": pooled_D} for embeds_LD, pooled_D in pairs]

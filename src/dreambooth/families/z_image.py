@@ -70,7 +70,7 @@ def encode_prompts(pipe: DiffusionPipeline, prompts: Sequence[str]) -> list[dict
     """
     for prompt in prompts:
         require_fits("the prompt", prompt, [pipe.tokenizer])
-    device = pipe.text_encoder.device
+    device = common.reads_on(pipe)
     embeds, _ = pipe.encode_prompt(list(prompts), device, False, max_sequence_length=language.TOKENS)
     return [{"prompt_embeds_LD": embeds_LD} for embeds_LD in embeds]
 
