@@ -67,7 +67,10 @@ class Watch:
 
     @property
     def choice(self) -> Choice:
-        """What to ship of what has been looked at, as far as its weights are still there."""
+        """What to ship of what has been looked at; where an interruption has lost its weights, of what is there."""
+        found = select.choose(self.looks, self.frozen, self.chance)
+        if self._file(found.look.step).is_file():
+            return found
         there = [look for look in self.looks if self._file(look.step).is_file()]
         return select.choose(there, self.frozen, self.chance)
 
@@ -117,17 +120,14 @@ class Watch:
         with torch.no_grad():
             for name, weight in weights.items():
                 weight.copy_(chosen[name])
-        for file in self.folder.glob("*.safetensors"):
-            if file != self._file(choice.look.step):
-                file.unlink()
+        self._forget()
         return choice
 
     def _forget(self) -> None:
-        """Remove the weights of looks that can no longer be chosen: not the best, nor tied with it."""
-        choice = self.choice
-        eligible = {choice.look.step, *choice.tied}
+        """Remove the weights of looks that can no longer be chosen: a later one alone can take the best one's place."""
+        kept = self._file(self.choice.look.step)
         for file in self.folder.glob("*.safetensors"):
-            if int(file.stem) not in eligible:
+            if file != kept:
                 file.unlink()
 
     def _file(self, step: int) -> Path:

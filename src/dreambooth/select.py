@@ -18,7 +18,9 @@ Values = npt.NDArray[np.float64]
 
 LEVEL = 0.05
 """Level of every one-sided test."""
-PATIENCE = 2
+TOLERATED = 0.1
+"""Share of the frozen model's prompt fidelity that a subject may cost: docs/selection.md."""
+PATIENCE = 3
 """Looks without a new best after which nothing better can be expected."""
 
 
@@ -58,7 +60,7 @@ class Choice:
     Attributes:
         look: It.
         admissible: Steps of the looks that follow prompts and do not copy.
-        tied: Steps of the admissible looks whose likeness cannot be told from the best.
+        tied: Steps of the other admissible looks whose likeness cannot be told from it.
         reason: One sentence.
     """
 
@@ -71,9 +73,8 @@ class Choice:
 def choose(looks: Sequence[Look], frozen: Look, chance: float) -> Choice:
     """Choose among looks.
 
-    Of those whose prompt fidelity is not significantly under the frozen model's and that do not copy significantly
-    more than chance, the most like the photos; of several that cannot be told from that one, the earliest: it drifted
-    least.
+    Of those whose prompt fidelity is not significantly under `1 - TOLERATED` of the frozen model's and that do not
+    copy significantly more than chance, the most like the photos.
 
     Args:
         looks: In the order of their steps; at least one.
@@ -86,11 +87,11 @@ def choose(looks: Sequence[Look], frozen: Look, chance: float) -> Choice:
         reason = "every look follows its prompts less than the frozen model, or copies: this one follows them best"
         return Choice(kept, (), (), reason)
     best = max(admissible, key=_likeness)
-    tied = [look for look in admissible if look is best or not _is_less(look.identity, best.identity)]
+    tied = tuple(each.step for each in admissible if each is not best and not _is_less(each.identity, best.identity))
     reason = "the most like the photos of those that follow prompts and do not copy"
-    if tied[0] is not best:
-        reason = f"as like the photos as after {best.step} steps, as far as these pictures can tell, and earlier"
-    return Choice(tied[0], tuple(look.step for look in admissible), tuple(look.step for look in tied), reason)
+    if tied:
+        reason += f", though these pictures cannot tell it from {' and '.join(map(str, tied))}"
+    return Choice(best, tuple(look.step for look in admissible), tied, reason)
 
 
 def strength(looks: Mapping[float, Look], frozen: Look, chance: float) -> tuple[float, str]:
@@ -115,15 +116,8 @@ def strength(looks: Mapping[float, Look], frozen: Look, chance: float) -> tuple[
 
 
 def is_over(looks: Sequence[Look], frozen: Look, chance: float) -> bool:
-    """Whether nothing better can be expected: no new best among the admissible for `PATIENCE` looks."""
-    if len(looks) <= PATIENCE:
-        return False
-    earlier = choose(looks[:-PATIENCE], frozen, chance)
-    if not earlier.admissible:
-        return False
-    best = max((look for look in looks[:-PATIENCE] if look.step in earlier.admissible), key=_likeness)
-    later = [look for look in looks[-PATIENCE:] if _is_admissible(look, frozen, chance)]
-    return not any(_is_less(best.identity, look.identity) for look in later)
+    """Whether nothing better can be expected: what would be chosen is older than the last `PATIENCE` looks."""
+    return choose(looks, frozen, chance).look not in looks[-PATIENCE:]
 
 
 def _likeness(look: Look) -> float:
@@ -131,7 +125,8 @@ def _likeness(look: Look) -> float:
 
 
 def _is_admissible(look: Look, frozen: Look, chance: float) -> bool:
-    return not _is_less(look.fidelity, frozen.fidelity) and not _copies(look, chance)
+    least = [(1 - TOLERATED) * value for value in frozen.fidelity]
+    return not _is_less(look.fidelity, least) and not _copies(look, chance)
 
 
 def _is_less(one: Sequence[float], two: Sequence[float]) -> bool:

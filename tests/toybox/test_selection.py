@@ -10,8 +10,8 @@ import pytest
 from dreambooth import looks
 from dreambooth.evaluation.scoring import Grid
 from dreambooth.toybox import selection
-from dreambooth.toybox.selection import SELECT, SHOWN, counts, least_loss, write_up
-from dreambooth.toybox.study import Rows, Study, balances, by_training, merge
+from dreambooth.toybox.selection import SELECT, SHOWN, counts, excessive, least_loss, long_part, write_up
+from dreambooth.toybox.study import Arm, Rows, Study, balances, by_training, merge
 
 SUBJECTS = ("a", "b", "c", "d", "e", "f")
 FIXED = ["100 steps", "200 steps"]
@@ -53,6 +53,15 @@ def test_the_held_out_loss_stops_each_training_by_itself() -> None:
     chosen = least_loss(found, FIXED)
     assert chosen["b", 0] == FIXED[0]
     assert chosen["c", 1] == FIXED[1]
+
+
+def test_the_page_tells_what_too_many_steps_do() -> None:
+    plain, selected = excessive(Arm("400 steps", {"steps": 400}))
+    assert (plain.settings, selected.settings) == ({"steps": 1600}, {"steps": 1600, "select": True})
+    page = long_part({plain.name: rows(0.5), selected.name: rows(0.6)})
+    assert "Its balance over that of all 1600 steps: +0.0" in page
+    assert page.rstrip().endswith(", better.")
+    assert "`--select of 1600 steps` ships a step from 100 to 100, 100 in the mean; looking takes 9 s of a run." in page
 
 
 def test_the_page_tells_what_is_better_than_what() -> None:

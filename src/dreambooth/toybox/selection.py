@@ -1,7 +1,8 @@
 """Does `--select` choose well? `python -m dreambooth.toybox.selection` asks it on the toybox: docs/selection.md.
 
-Every subject is trained with `--select`, and without it, looked at after each of the same steps; all are judged alike,
-by pictures that no choice has seen. Interrupted, the same command goes on.
+Every subject is trained with `--select`, and without it, looked at after each of the same steps; and, once, both ways
+for far too many steps. All are judged alike, by pictures that no choice has seen. Interrupted, the same command goes
+on.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ from dreambooth.toybox.study import ARCHIVE, Arm, Rows, Study, Training, balance
 
 SELECT = Arm("--select", {"select": True})
 HELD_OUT = "the least held-out loss"
+EXCESS = 4
+"""The count of steps that is far too many is so many times the default."""
 SHOWN = ("dino", "truth", "clip_t", "pres", "copying")
+HEAD = (f"| | balance | {' | '.join(SHOWN)} |", "| --- |" + " --- |" * (len(SHOWN) + 1))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,9 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     hush_libraries()
     study = Study(chosen.home, chosen.model, workers=chosen.workers, archive=chosen.archive)
     fixed = counts(study, chosen.subjects[0])
-    found = study.run([*fixed, SELECT], chosen.subjects, range(chosen.seeds), Lines(sys.stdout))
+    reporter = Lines(sys.stdout)
+    found = study.run([*fixed, SELECT], chosen.subjects, range(chosen.seeds), reporter)
+    long = study.run(excessive(fixed[-1]), chosen.subjects, [0], reporter)
     size = f"{len(chosen.subjects)} subjects x {chosen.seeds} trainings x {study.scenes * study.count} pictures"
-    write_text(chosen.out, write_up(found, [arm.name for arm in fixed], size))
+    write_text(chosen.out, write_up(found, [arm.name for arm in fixed], size) + long_part(long))
     return 0
 
 
@@ -53,6 +59,15 @@ def counts(study: Study, subject: str) -> list[Arm]:
     assert recipe.steps is not None, "presets.fill leaves no steps open"
     at = [step for step in range(1, recipe.steps + 1) if looks.is_due(recipe, step)]
     return [Arm(f"{step} steps", {"steps": step}, chain="fixed") for step in at]
+
+
+def excessive(default: Arm) -> list[Arm]:
+    """Return a run of far too many steps without `--select`, and with it."""
+    steps = EXCESS * int(default.settings["steps"])
+    return [
+        Arm(f"{steps} steps", {"steps": steps}),
+        Arm(f"--select of {steps} steps", {"steps": steps, "select": True}),
+    ]
 
 
 def least_loss(found: Mapping[str, Rows], fixed: Sequence[str]) -> dict[Training, str]:
@@ -73,20 +88,18 @@ def write_up(found: Mapping[str, Rows], fixed: Sequence[str], size: str) -> str:
     stopped = least_loss(found, fixed)
     values[HELD_OUT] = {each: values[name][each] for each, name in stopped.items()}
     default, hindsight = fixed[-1], max(fixed, key=lambda name: float(np.mean(list(values[name].values()))))
-    chosen, looking = (list(by_training(found[SELECT.name][name]).values()) for name in ("chosen_step", "looking"))
     lines = [
         "# Does `--select` choose well?",
         "",
         "Written by `python -m dreambooth.toybox.selection`.",
         f"{size}. `balance` is the mean of two shares: the way in DINO from the frozen model's class to the photos,",
-        "and CLIP-T over the frozen model's. Intervals (95 %) are over subjects.",
+        "and CLIP-T over the frozen model's. Intervals (95 %) are over subjects. The rule's tolerance and patience were",
+        "set by other pictures of each subject's first training.",
         "",
-        f"| | balance | {' | '.join(SHOWN)} |",
-        "| --- |" + " --- |" * (len(SHOWN) + 1),
+        *HEAD,
         *(_row(name, values[name], found.get(name)) for name in [*fixed, HELD_OUT, SELECT.name]),
         "",
-        f"`--select` ships a step from {min(chosen):.0f} to {max(chosen):.0f}, {np.mean(chosen):.0f} in the mean;"
-        f" looking takes {np.mean(looking):.0f} s of a run.",
+        f"`--select` {_shipped(found[SELECT.name])}",
         f"In hindsight {hindsight} are the best fixed count.",
         "",
         "| difference in balance | | verdict |",
@@ -95,6 +108,30 @@ def write_up(found: Mapping[str, Rows], fixed: Sequence[str], size: str) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def long_part(found: Mapping[str, Rows]) -> str:
+    """Return what becomes of a run of far too many steps, without `--select` and with it."""
+    (plain, selected), values = found, {name: by_training(balances(rows)) for name, rows in found.items()}
+    apart = difference(of_trainings(values[selected]), of_trainings(values[plain]))
+    lines = [
+        "",
+        f"## Where the count is wrong: {plain}, one training of each subject",
+        "",
+        *HEAD,
+        *(_row(name, values[name], rows) for name, rows in found.items()),
+        "",
+        f"`{selected}` {_shipped(found[selected])}",
+        f"Its balance over that of all {plain}: {apart.text('+')}, {WORDS[verdict(apart)]}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _shipped(rows: Rows) -> str:
+    steps, looking = (list(by_training(rows[name]).values()) for name in ("chosen_step", "looking"))
+    shipped = f"ships a step from {min(steps):.0f} to {max(steps):.0f}, {np.mean(steps):.0f} in the mean"
+    return f"{shipped}; looking takes {np.mean(looking):.0f} s of a run."
 
 
 def _differences(values: Mapping[str, Mapping[Training, float]], default: str, hindsight: str) -> Iterator[str]:
