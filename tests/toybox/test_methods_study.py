@@ -48,13 +48,24 @@ def rows(level: float, pres: float = 0.3) -> Rows:
     return merge(found)
 
 
-@pytest.mark.parametrize("arm", [*ARMS, BECAME], ids=lambda arm: arm.name)
+@pytest.mark.parametrize("arm", [*ARMS, *methods.drawn()[1:], BECAME], ids=lambda arm: arm.name)
 def test_every_arm_is_a_run_that_would_start(arm: Arm, tmp_path: Path) -> None:
     shutil.copytree(SUBJECT_FILES / "striped_cat" / "photos", tmp_path / "others" / "dog, 20")  # need not be rendered
     plans = planning.make_plans(Study(tmp_path, settings=PAPER).recipe(arm, "spotted_dog", 0))
     assert all(getattr(plans.recipe, name) == value for name, value in arm.settings.items())
     assert bool(arm.others) == bool(plans.class_images[0] if plans.class_images else [])
     assert planning.make_plans(paced(Study(tmp_path, settings=PAPER), arm, "spotted_dog")).recipe.steps == PACED
+
+
+def test_what_is_drawn_by_consistency_guidance_is_trained_as_without_it(tmp_path: Path) -> None:
+    study, arms = Study(tmp_path, settings=PAPER), methods.drawn()
+    assert [arm.name for arm in arms if "consistency" not in arm.settings] == [name for name, _ in methods.DRAWN]
+    assert len({study.key(arm, "spotted_dog", 0) for arm in arms}) == len(arms)
+    shares = [shares for _, shares in methods.DRAWN]
+    trained = [study.trained(arm, "spotted_dog", 0).name for arm in arms]
+    assert [trained.count(name) for name in dict.fromkeys(trained)] == [1 + len(each) for each in shares]
+    page = methods.drawn_part({arm.name: rows(0.5) for arm in arms}).splitlines()
+    assert [line.split("|")[1].strip() for line in page if line.startswith("| ")][2:] == [arm.name for arm in arms]
 
 
 def test_arms_have_names_of_their_own() -> None:

@@ -57,13 +57,6 @@ ARMS = (
     Arm("parent prior", {"prior_loss": "parent", "prior_dropout": 0.0}),
     Arm("parent prior, a tenth unnamed", {"prior_loss": "parent", "prior_dropout": 0.1}),
     Arm("DCO", {"dco_beta": 1000.0}),
-    Arm("consistency guidance 0.4", {"consistency": 0.4}),
-    Arm("consistency guidance 0.7", {"consistency": 0.7}),
-    Arm("consistency guidance 1", {"consistency": 1.0}),
-    Arm("DCO, consistency guidance 0.4", {"dco_beta": 1000.0, "consistency": 0.4}),
-    Arm(
-        "distilled prior, consistency guidance 1", {"prior_loss": "distilled", "prior_dropout": 0.0, "consistency": 1.0}
-    ),
     Arm("min-SNR 5", {"min_snr": 5.0}),
     Arm("EMA 0.99", {"ema": 0.99}),
     Arm("cosine", {"schedule": "cosine"}),
@@ -72,6 +65,12 @@ ARMS = (
     Arm("flip", {"flip": True}),
 )
 """What an arm does not name is the paper's: class images and as many steps as the default LoRA wants with them."""
+DRAWN = (
+    (OURS, (0.4, 0.7, 1.0)),
+    ("DCO", (0.4,)),
+    ("distilled prior", (1.0,)),
+)
+"""Names of arms that are drawn from by consistency guidance too, and its shares."""
 BECAME = Arm(DEFAULT, {**UNNAMED, "steps": 400})
 """The distilled prior, a tenth unnamed, in 400 steps."""
 PRIORS = (
@@ -110,9 +109,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     screened = _balanced(study.run(ARMS, screening, [0], reporter))
     paces = {arm.name: pace(study, arm, screening[0]) for arm in ARMS}
     megabytes = {arm.name: study.cost(arm, screening[0], 0).megabytes for arm in ARMS}
-    parts = [screen_part(screened, paces, megabytes)]
+    judged = replace(study, asked=KEPT)
+    parts = [
+        screen_part(screened, paces, megabytes),
+        drawn_part(_balanced(judged.run(drawn(), screening, [0], reporter))),
+    ]
     if not chosen.screen:
-        judged = replace(study, asked=KEPT)
         arms = last(best(screened))
         final = _balanced(judged.run([BECAME, *arms], chosen.subjects, range(chosen.seeds), reporter))
         parts.append(final_part(final, f"{len(chosen.subjects)} subjects x {chosen.seeds} seeds"))
@@ -161,6 +163,19 @@ def last(finalists: Sequence[Arm]) -> list[Arm]:
     return [*finalists, *(arm for arm in ARMS if arm.name in PRIORS and arm not in finalists)]
 
 
+def drawn() -> list[Arm]:
+    """Return the arms of `DRAWN`, each as it is and by consistency guidance."""
+    named = {arm.name: arm for arm in ARMS}
+    return [
+        each for name, shares in DRAWN for each in (named[name], *(_guided(named[name], share) for share in shares))
+    ]
+
+
+def _guided(arm: Arm, share: float) -> Arm:
+    name = "" if arm.name == OURS else f"{arm.name}, "
+    return replace(arm, name=f"{name}consistency guidance {share:g}", settings={**arm.settings, "consistency": share})
+
+
 def along(arm: Arm) -> list[Arm]:
     """Return one run of an arm, looked at after each of `STEPS`."""
     return [
@@ -207,6 +222,22 @@ def screen_part(screened: Mapping[str, Rows], paces: Mapping[str, float], megaby
         figures = [f"{_mean(screened[name], metric):.3f}" for metric in METRICS]
         taken = f"{paces[name]:.2f} | {megabytes[name]:.0f}"
         lines.append(f"| {name} | {' | '.join(figures)} | {taken} |")
+    return "\n".join([*lines, ""])
+
+
+def drawn_part(found: Mapping[str, Rows]) -> str:
+    """Return the table of what consistency guidance does."""
+    metrics = (*METRICS, *KEPT)
+    lines = [
+        f"## Consistency guidance, {SCREENED} subjects, one seed",
+        "",
+        "No way to train but one to draw (`--consistency`): what is predicted without a prompt is the frozen model's,",
+        "and what is predicted with one is the frozen model's and this share of what training has changed.",
+        "",
+        f"| | {' | '.join(metrics)} |",
+        "| --- |" + " --- |" * len(metrics),
+        *(f"| {name} | {' | '.join(f'{_mean(rows, each):.3f}' for each in metrics)} |" for name, rows in found.items()),
+    ]
     return "\n".join([*lines, ""])
 
 
