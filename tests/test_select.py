@@ -81,6 +81,7 @@ def test_where_nothing_follows_prompts_the_one_that_does_it_best() -> None:
 @pytest.mark.parametrize(
     ("likeness", "over"),
     [
+        ([], False),
         ([0.2, 0.3], False),
         ([0.2, 0.3, 0.4, 0.5], False),
         ([0.2, 0.5, 0.3, 0.4], False),

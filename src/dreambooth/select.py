@@ -117,7 +117,7 @@ def strength(looks: Mapping[float, Look], frozen: Look, chance: float) -> tuple[
 
 def is_over(looks: Sequence[Look], frozen: Look, chance: float) -> bool:
     """Whether nothing better can be expected: what would be chosen is older than the last `PATIENCE` looks."""
-    return choose(looks, frozen, chance).look not in looks[-PATIENCE:]
+    return len(looks) > PATIENCE and choose(looks, frozen, chance).look not in looks[-PATIENCE:]
 
 
 def _likeness(look: Look) -> float:
