@@ -90,7 +90,7 @@ def choose(looks: Sequence[Look], frozen: Look, chance: float) -> Choice:
     tied = tuple(each.step for each in admissible if each is not best and not _is_less(each.identity, best.identity))
     reason = "the most like the photos of those that follow prompts and do not copy"
     if tied:
-        reason += f", though these pictures cannot tell it from {' and '.join(map(str, tied))}"
+        reason += f", though these pictures cannot tell it from {', '.join(map(str, tied))}"
     return Choice(best, tuple(look.step for look in admissible), tied, reason)
 
 
