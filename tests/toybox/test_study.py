@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dreambooth import presets
+from dreambooth import photos, presets
 from dreambooth.evaluation.scoring import Grid
 from dreambooth.evaluation.statistics import Estimate, Scores, estimate
 from dreambooth.progress import Silent
@@ -72,6 +72,18 @@ def test_a_cell_of_other_defaults_is_another_cell(tmp_path: Path, monkeypatch: p
     preset = presets.TRAINING["toybox", "lora"]
     monkeypatch.setitem(presets.TRAINING, ("toybox", "lora"), replace(preset, values={**preset.values, "rank": 5}))
     assert made.key(arm, "spotted_dog", 0) not in seen
+
+
+def test_masks_lie_beside_their_photos(tmp_path: Path) -> None:
+    made = Study(tmp_path)
+    masked = made.recipe(Arm("masked", masked=True), "spotted_dog", 0)
+    found = photos.usable(photos.read(masked.subjects[0].photos, 64))
+    assert len(found) == len(list((study.SUBJECTS / "spotted_dog" / "photos").glob("*.png")))
+    for photo in found:
+        assert photo.mask_path is not None
+        subject = photos.crop_mask(photo, (64, 64)) > 127
+        assert 0.02 < subject.mean() < 0.9
+    assert made.key(Arm("masked", masked=True), "spotted_dog", 0) != made.key(Arm("plain"), "spotted_dog", 0)
 
 
 def test_the_scenes_are_spread_over_the_papers_list(tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ ARMS = (
     Arm("cosine", {"schedule": "cosine"}),
     Arm("crops", {"crops": 2}),
     Arm("scales", {"scales": 2}),
+    Arm("masked", masked=True),
     Arm("flip", {"flip": True}),
 )
 """What an arm does not name is the paper's: class images and as many steps as the default LoRA wants with them."""

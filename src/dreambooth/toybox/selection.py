@@ -136,7 +136,7 @@ def _shipped(rows: Rows) -> str:
 
 def _differences(values: Mapping[str, Mapping[Training, float]], default: str, hindsight: str) -> Iterator[str]:
     pairs = [(SELECT.name, default), (SELECT.name, hindsight), (SELECT.name, HELD_OUT), (HELD_OUT, default)]
-    for one, two in pairs:
+    for one, two in dict.fromkeys(pairs):
         apart = difference(of_trainings(values[one]), of_trainings(values[two]))
         yield f"| {one} over {two} | {apart.text('+')} | {WORDS[verdict(apart)]} |"
 

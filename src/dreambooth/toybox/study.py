@@ -57,6 +57,7 @@ class Arm:
         name: Of the arm, unique in the study.
         settings: What its recipe sets.
         photos: Only the first so many photos; None for all.
+        masked: Whether the photos have their masks.
         noun: A class noun other than the subject's own.
         others: Photos of so many other subjects of the class are its class images: real ones, in this world.
         chain: Arms of one chain are one run, of which each takes more steps than the one before.
@@ -65,6 +66,7 @@ class Arm:
     name: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     photos: int | None = None
+    masked: bool = False
     noun: str | None = None
     others: int = 0
     chain: str | None = None
@@ -227,6 +229,10 @@ class Study:
         photos = SUBJECTS / subject / "photos"
         if arm.photos is not None:
             photos = _first(photos, arm.photos, self.home / "photos" / f"{subject}-{arm.photos}")
+        if arm.masked:
+            photos = _masked(
+                photos, SUBJECTS / subject / "masks" / "photos", self.home / "photos" / f"{subject}, masked"
+            )
         described = {"photos": photos, "class_noun": arm.noun or class_of(subject)}
         base = {"model": self.model, "precision": "fp32", "seed": seed, "samples": 0, "keep": 1}
         if arm.others:
@@ -331,6 +337,15 @@ def _first(photos: Path, count: int, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     for file in sorted(photos.glob("*.png"))[:count]:
         shutil.copyfile(file, out / file.name)
+    return out
+
+
+def _masked(photos: Path, masks: Path, out: Path) -> Path:
+    """Put photos and their masks side by side."""
+    out.mkdir(parents=True, exist_ok=True)
+    for file in sorted(photos.glob("*.png")):
+        shutil.copyfile(file, out / file.name)
+        shutil.copyfile(masks / file.name, out / f"{file.stem}.mask.png")
     return out
 
 
