@@ -115,8 +115,8 @@ def write_up(found: Mapping[str, Rows], fixed: Sequence[str], size: str) -> str:
 def long_part(found: Mapping[str, Rows]) -> str:
     """Return what becomes of a run of far too many steps, without `--select` and with it."""
     (plain, selected), values = found, {name: by_training(balances(rows)) for name, rows in found.items()}
-    pairs = {name: (found[selected][name], found[plain][name]) for name in SHOWN}
-    pairs = {"balance": (of_trainings(values[selected]), of_trainings(values[plain])), **pairs}
+    pairs = {"balance": (of_trainings(values[selected]), of_trainings(values[plain]))}
+    pairs |= {name: (found[selected][name], found[plain][name]) for name in SHOWN}
     apart = {name: difference(one, two) for name, (one, two) in pairs.items()}
     gained = {name: difference(two, one) if name in LESS else apart[name] for name, (one, two) in pairs.items()}
     told = [f"{each.text('+')}, {WORDS[verdict(gained[name])]}" for name, each in apart.items()]
