@@ -290,6 +290,7 @@ def fill(recipe: Recipe, source: Source, resolution: int, accelerator: str) -> t
 
     for settled in _of_optimizer(recipe):
         derive(*settled)
+    derive(*_steps(chosen, recipe))
     for preset in (_training(chosen, recipe.method), SAMPLING[chosen]):
         for name, value in preset.values.items():
             derive(name, value, preset.source)
@@ -331,6 +332,14 @@ def _of_optimizer(recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
         yield "text_encoder_learning_rate", kind.rate, kind.source
     if recipe.optimizer == "muon":
         yield "targets", "attention", "muon trains matrices alone"
+
+
+def _steps(chosen: str, recipe: Recipe) -> tuple[str, int, str]:
+    """Subjects share the photos of a step, and each wants to be seen as often as if it were alone."""
+    preset, subjects = _training(chosen, recipe.method), len(recipe.subjects)
+    steps: int = preset.values["steps"]
+    each = f": {steps} for each of {subjects} subjects" if subjects > 1 else ""
+    return "steps", steps * subjects, preset.source + each
 
 
 def _training(chosen: str, method: str) -> Preset:

@@ -12,7 +12,7 @@ from dreambooth.models import resolve
 from dreambooth.progress import Silent
 from dreambooth.prompts import class_prompt
 from dreambooth.toybox import SUBJECTS
-from dreambooth.toybox.study import class_of
+from dreambooth.toybox.stock import class_of
 from dreambooth.toybox.world.vocabulary import CLASSES
 from tests.calls import call
 

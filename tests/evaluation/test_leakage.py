@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from dreambooth.evaluation.leakage import finding, leaks
+from dreambooth.evaluation.leakage import Drawn, finding, leaks
+from dreambooth.planning import make_plans
+from dreambooth.recipe import Recipe
 from dreambooth.run import Run
 from tests import calls
 from tests.commands import make_photos
@@ -41,7 +43,7 @@ def frozen() -> list[np.ndarray]:
 
 
 def test_a_planted_leak_is_found_where_it_is() -> None:
-    found = {(leak.text, leak.towards): leak.share for leak in leaks(TEXTS, planted(0.5), frozen(), photos())}
+    found = {(leak.text, leak.towards): leak.share for leak in leaks(Drawn(TEXTS, planted(0.5), frozen(), photos()))}
     assert set(found) == {(text, towards) for text in TEXTS for towards in (0, 1)} - {(TEXTS[0], 0), (TEXTS[1], 1)}
     expected = 0.5 / np.sqrt(1.25)
     assert found["a y mug", 0].value == pytest.approx(expected, abs=0.03)
@@ -53,7 +55,7 @@ def test_a_planted_leak_is_found_where_it_is() -> None:
 
 @pytest.mark.parametrize(("leak", "level"), [(0.0, "good"), (0.2, "watch"), (0.8, "bad")])
 def test_the_worst_is_told(leak: float, level: str) -> None:
-    told = finding(leaks(TEXTS, planted(leak), frozen(), photos()), ["dog", "mug"])
+    told = finding(leaks(Drawn(TEXTS, planted(leak), frozen(), photos())), ["dog", "mug"])
     assert told.level == level
     if level != "good":
         assert '"a y mug"' in told.text
@@ -61,7 +63,7 @@ def test_the_worst_is_told(leak: float, level: str) -> None:
 
 
 def test_of_what_was_not_learned_nothing_can_be_told() -> None:
-    told = finding(leaks(TEXTS, [*frozen(), *frozen()], frozen(), photos()), ["dog", "mug"])
+    told = finding(leaks(Drawn(TEXTS, [*frozen(), *frozen()], frozen(), photos())), ["dog", "mug"])
     assert told.level == "unknown"
 
 
@@ -83,6 +85,16 @@ def test_two_subjects_from_the_command_line(tiny_sd: Path, tmp_path: Path) -> No
     document = json.loads((tmp_path / "run" / "evaluation" / "evaluation.json").read_text())
     assert len(document["leakage"]) == 2 * 4 - 2
     assert document["findings"][-1]["name"] == "leakage"
+
+
+def test_each_of_several_subjects_has_the_steps_of_one(tiny_sd: Path, tmp_path: Path) -> None:
+    subjects = [{"photos": make_photos(tmp_path / name), "class_noun": "dog"} for name in ("one", "two")]
+    single, both = (
+        make_plans(Recipe.of({"model": str(tiny_sd), "subjects": some})) for some in (subjects[:1], subjects)
+    )
+    assert single.recipe.steps
+    assert both.recipe.steps == 2 * single.recipe.steps
+    assert both.reasons["steps"].endswith(f": {single.recipe.steps} for each of 2 subjects")
 
 
 def test_one_class_for_two_subjects_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from dreambooth import photos, presets
 from dreambooth.evaluation.scoring import Grid
 from dreambooth.evaluation.statistics import Estimate, Scores, estimate
 from dreambooth.progress import Silent
-from dreambooth.toybox import reproduction, study
+from dreambooth.toybox import reproduction, stock, study
 from dreambooth.toybox.reproduction import ARMS, CLAIMS, COLUMNS, DESCRIBED, verdict, write_up
 from dreambooth.toybox.study import Arm, Rows, Study, difference, merge
 
@@ -141,7 +141,7 @@ def test_a_description_names_colours_and_class(tmp_path: Path, monkeypatch: pyte
     folder = tmp_path / "some"
     folder.mkdir()
     (folder / "subject.json").write_text('{"class": "dog", "seed": 57}')
-    for module in (study, reproduction):
+    for module in (stock, reproduction):
         monkeypatch.setattr(module, "SUBJECTS", tmp_path)
     words = reproduction.description("some").split()
     assert words[-3:-2] == ["dog"]

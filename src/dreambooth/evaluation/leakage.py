@@ -22,10 +22,11 @@ from dreambooth.evaluation.metrics import Rows
 from dreambooth.evaluation.pictures import PictureSet, cached, draw_missing
 from dreambooth.evaluation.scoring import alone
 from dreambooth.evaluation.statistics import Estimate
+from dreambooth.generation import Target
 from dreambooth.paths import cache_root
 from dreambooth.precision import storage_dtype
 from dreambooth.progress import Reporter
-from dreambooth.run import Run
+from dreambooth.recipe import Subject
 
 
 @dataclass(frozen=True)
@@ -47,62 +48,66 @@ class Leak:
         return {"text": self.text, "towards": self.towards, "share": self.share.as_json()}
 
 
-def measure(run: Run, encoder: Encoder, plan: Plan, reporter: Reporter) -> list[Leak]:
-    """Draw every subject and every bare class of a run, and see how like each subject's photos they are.
+@dataclass(frozen=True)
+class Drawn:
+    """Pictures of several subjects and of their classes, as rows of an encoder that tells subjects apart.
 
-    Args:
-        run: A finished run of several subjects.
-        encoder: Tells subjects apart.
-        plan: How many pictures of each text (`class_count`), and the first seed.
-        reporter: Listens to the progress.
-    """
-    recipe = run.recipe
-    nouns = [subject.class_noun for subject in recipe.subjects]
-    names = [subject.identifier or "" for subject in recipe.subjects]
-    own = [f"a {name} {noun}" for name, noun in zip(names, nouns, strict=True)]
-    bare = [prompts.class_prompt(noun) for noun in nouns]
-    seeds, sampling = range(plan.seed, plan.seed + plan.class_count), samples.settings(recipe)
-    target = generation.find(run.path)
-    base = f"{target.source.identity} {storage_dtype(recipe)}"
-    tuned = PictureSet(
-        run.path / "evaluation" / "subjects",
-        (*own, *bare),
-        tuple(seeds),
-        sampling,
-        f"{base} {generation.digest(run)} at {target.strength}",
-    )
-    frozen = cached(cache_root() / "frozen", bare, seeds, sampling, base)
-    draw_missing(tuned, functools.partial(generation.load, target), reporter, "pictures of all subjects")
-    draw_missing(frozen, functools.partial(frozen_pipeline, run), reporter, "frozen class pictures")
-    side = sampling.size
-    photos_SRD = [
-        _rows(encoder, [photo.path for photo in photos.usable(photos.read(subject.photos, side))])
-        for subject in recipe.subjects
-    ]
-    tuned_TKD = [_rows(encoder, files) for files in tuned.files]
-    frozen_SKD = [_rows(encoder, files) for files in frozen.files]
-    return leaks([*own, *bare], tuned_TKD, frozen_SKD, photos_SRD)
-
-
-def leaks(
-    texts: Sequence[str], tuned_TKD: Sequence[Rows], frozen_SKD: Sequence[Rows], photos_SRD: Sequence[Rows]
-) -> list[Leak]:
-    """Return the leak of every text towards every subject that it does not name.
-
-    Args:
+    Attributes:
         texts: "a [V] class" of each subject, then "a class" of each.
         tuned_TKD: Rows of the pictures of each text.
         frozen_SKD: Rows of the frozen model's pictures of each class, with the same seeds.
         photos_SRD: Rows of the photos of each subject.
     """
-    count, found = len(photos_SRD), []
-    for towards, photos_RD in enumerate(photos_SRD):
-        own = metrics.to_references(tuned_TKD[towards], photos_RD).mean()
-        way = own - metrics.to_references(frozen_SKD[towards], photos_RD).mean()
-        for index, text in enumerate(texts):
+
+    texts: Sequence[str]
+    tuned_TKD: Sequence[Rows]
+    frozen_SKD: Sequence[Rows]
+    photos_SRD: Sequence[Rows]
+
+
+def measure(
+    target: Target, subjects: Sequence[Subject], folder: Path, encoder: Encoder, plan: Plan, reporter: Reporter
+) -> Drawn:
+    """Draw every subject and every bare class, as far as that has not been done, and read the pictures.
+
+    Args:
+        target: What draws: a run of the subjects, or one of them with the others' adapters.
+        subjects: The subjects, whose identifiers it knows.
+        folder: Keeps the pictures.
+        encoder: Tells subjects apart.
+        plan: How many pictures of each text (`class_count`), and the first seed.
+        reporter: Listens to the progress.
+    """
+    assert target.run is not None, "a base model knows no subject"
+    run = target.run
+    own = [f"a {subject.identifier or ''} {subject.class_noun}" for subject in subjects]
+    bare = [prompts.class_prompt(subject.class_noun) for subject in subjects]
+    seeds, sampling = range(plan.seed, plan.seed + plan.class_count), samples.settings(run.recipe)
+    base = f"{target.source.identity} {storage_dtype(run.recipe)}"
+    model = " ".join([base, *(f"{generation.digest(each)} at {strength}" for each, strength in target.adapters)])
+    tuned = PictureSet(folder, (*own, *bare), tuple(seeds), sampling, model)
+    frozen = cached(cache_root() / "frozen", bare, seeds, sampling, base)
+    draw_missing(tuned, functools.partial(generation.load, target), reporter, "pictures of all subjects")
+    draw_missing(frozen, functools.partial(frozen_pipeline, run), reporter, "frozen class pictures")
+    pools = [photos.usable(photos.read(subject.photos, sampling.size)) for subject in subjects]
+    return Drawn(
+        tuned.texts,
+        [embeddings.embed_files(encoder, files) for files in tuned.files],
+        [embeddings.embed_files(encoder, files) for files in frozen.files],
+        [embeddings.embed_files(encoder, [photo.path for photo in pool]) for pool in pools],
+    )
+
+
+def leaks(drawn: Drawn) -> list[Leak]:
+    """Return the leak of every text towards every subject that it does not name."""
+    count, found = len(drawn.photos_SRD), []
+    for towards, photos_RD in enumerate(drawn.photos_SRD):
+        own = metrics.to_references(drawn.tuned_TKD[towards], photos_RD).mean()
+        way = own - metrics.to_references(drawn.frozen_SKD[towards], photos_RD).mean()
+        for index, text in enumerate(drawn.texts):
             if index == towards:
                 continue
-            moved_K = metrics.change(tuned_TKD[index], frozen_SKD[index % count], photos_RD)
+            moved_K = metrics.change(drawn.tuned_TKD[index], drawn.frozen_SKD[index % count], photos_RD)
             share_K = moved_K / way if way > 0 else np.full(len(moved_K), np.nan)
             found.append(Leak(text, towards, statistics.estimate(alone(text, share_K))))
     return found
@@ -122,7 +127,3 @@ def finding(found: Sequence[Leak], nouns: Sequence[str]) -> Finding:
     if level != "good":
         text += " Train them separately and put both on (`generate RUN --adapter OTHER`), or raise --prior-weight."
     return Finding("leakage", title, level, text, {"share_of_the_way": worst.share})
-
-
-def _rows(encoder: Encoder, files: Sequence[Path]) -> Rows:
-    return embeddings.embed_files(encoder, files)

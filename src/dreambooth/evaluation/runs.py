@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dreambooth import environment, photos
+from dreambooth import environment, generation, photos
 from dreambooth.errors import UserError
 from dreambooth.evaluation import embeddings, encoders, leakage, limitations, masks, metrics, statistics
 from dreambooth.evaluation.encoders import Encoder
@@ -103,11 +103,16 @@ def evaluate(
         draw_all(material, reporter)
         evaluation = judge(material, judges, options, extra, reporter, masked)
         if len(opened.recipe.subjects) > 1:
-            _add_leakage(evaluation, leakage.measure(opened, judges.identity, plan, reporter))
+            _add_leakage(evaluation, _leaks(opened, judges.identity, plan, reporter))
         write_json(opened.path / "evaluation" / "evaluation.json", evaluation.document)
         write_json(opened.path / "scores.json", evaluation.document["scores"])
         report(opened.path)
     return evaluation
+
+
+def _leaks(run: Run, encoder: Encoder, plan: Plan, reporter: Reporter) -> list[Leak]:
+    target, folder = generation.find(run.path), run.path / "evaluation" / "subjects"
+    return leakage.leaks(leakage.measure(target, run.recipe.subjects, folder, encoder, plan, reporter))
 
 
 def _add_leakage(evaluation: Evaluation, found: Sequence[Leak]) -> None:

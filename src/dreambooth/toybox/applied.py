@@ -7,7 +7,6 @@ asked for. Interrupted, the same command goes on.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,13 +22,13 @@ from dreambooth.applications import Applied, apply
 from dreambooth.errors import RunError, UserError
 from dreambooth.evaluation import statistics
 from dreambooth.evaluation.statistics import Estimate, Scores
-from dreambooth.paths import cache_root
 from dreambooth.progress import Lines, Reporter, hush_libraries
-from dreambooth.toybox import CLASSIFIERS, SUBJECTS, pages
+from dreambooth.toybox import CLASSIFIERS, pages
 from dreambooth.toybox.model import classifiers
 from dreambooth.toybox.model.classifiers import Classifier
 from dreambooth.toybox.model.renders import to_pixels
-from dreambooth.toybox.study import DEFAULT, Arm, Study, class_of, difference
+from dreambooth.toybox.stock import class_of
+from dreambooth.toybox.study import DEFAULT, Arm, Study, difference, options
 
 ASKED = {
     "recontext": ("context", ""),
@@ -70,13 +69,8 @@ class Judged:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train, draw and judge what has not been, then write the table into the page."""
-    parser = argparse.ArgumentParser(prog="python -m dreambooth.toybox.applied", description=__doc__)
+    parser = options("applied", __doc__, "docs/applications.md", seeds=1, kept=False)
     parser.add_argument("--classifiers", type=Path, default=CLASSIFIERS, help="folder (default: what ships)")
-    parser.add_argument("--out", type=Path, default=Path("docs/applications.md"), help="the page")
-    parser.add_argument("--home", type=Path, default=cache_root() / "toybox" / "reproduction", help="keeps the runs")
-    parser.add_argument("--model", default="toybox")
-    parser.add_argument("--subjects", nargs="+", default=sorted(path.parent.name for path in SUBJECTS.glob("*/photos")))
-    parser.add_argument("--seeds", type=int, default=1, help="trainings of each subject (default 1)")
     parser.add_argument("--count", type=int, default=4, help="pictures of each cell (default 4)")
     chosen = parser.parse_args(arguments)
     hush_libraries()

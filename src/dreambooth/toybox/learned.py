@@ -6,7 +6,6 @@ on.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,13 +23,13 @@ from dreambooth.evaluation.encoders import Encoder
 from dreambooth.evaluation.material import Material, Plan, draw_all, gather
 from dreambooth.evaluation.runs import load_judges
 from dreambooth.files import write_json, write_text
-from dreambooth.paths import cache_root
 from dreambooth.progress import Lines, Reporter, Silent, hush_libraries
 from dreambooth.toybox import CLASSIFIERS, SUBJECTS
 from dreambooth.toybox.model import classifiers
 from dreambooth.toybox.model.classifiers import Classifier
 from dreambooth.toybox.model.renders import to_pixels
-from dreambooth.toybox.study import DEFAULT, Arm, Study, class_of, other_subject
+from dreambooth.toybox.stock import class_of, other_subject
+from dreambooth.toybox.study import DEFAULT, Arm, Study, options
 
 ARMS = (Arm(DEFAULT), Arm("full", {"method": "full"}))
 COUNT = 4
@@ -80,12 +79,8 @@ class Learned:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train and measure what has not been, then write the page and the sheet of pictures beside it."""
-    parser = argparse.ArgumentParser(prog="python -m dreambooth.toybox.learned", description=__doc__)
+    parser = options("learned", __doc__, "docs/toybox-subjects.md", kept=False)
     parser.add_argument("--classifiers", type=Path, default=CLASSIFIERS, help="folder (default: what ships)")
-    parser.add_argument("--out", type=Path, default=Path("docs/toybox-subjects.md"), help="the page")
-    parser.add_argument("--home", type=Path, default=cache_root() / "toybox" / "reproduction", help="keeps the runs")
-    parser.add_argument("--model", default="toybox")
-    parser.add_argument("--subjects", nargs="+", default=sorted(path.parent.name for path in SUBJECTS.glob("*/photos")))
     chosen = parser.parse_args(arguments)
     hush_libraries()
     try:

@@ -6,7 +6,6 @@ steps are measured. Interrupted, the same command goes on.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,11 +17,10 @@ import numpy as np
 from dreambooth.evaluation import statistics
 from dreambooth.evaluation.scoring import alone
 from dreambooth.files import write_text
-from dreambooth.paths import cache_root
 from dreambooth.progress import Lines, hush_libraries
 from dreambooth.recipe import Recipe
 from dreambooth.toybox.reproduction import OURS, PAPER, SUBJECT_NAMES, WORDS, verdict
-from dreambooth.toybox.study import ARCHIVE, DEFAULT, Arm, Cost, Rows, Study, balances, difference
+from dreambooth.toybox.study import DEFAULT, Arm, Cost, Rows, Study, balances, difference, options
 from dreambooth.training import train
 
 SCENES = ("in the forest", "in the desert", "at night", "on a white background", "on the moon", "in the sky")
@@ -93,14 +91,7 @@ LESS = ("pres", "copying")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what has not been, then write the page."""
-    parser = argparse.ArgumentParser(prog="python -m dreambooth.toybox.methods", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("docs/methods.md"), help="the page")
-    parser.add_argument("--home", type=Path, default=cache_root() / "toybox" / "reproduction", help="keeps the runs")
-    parser.add_argument("--archive", type=Path, default=ARCHIVE, help="keeps what was measured")
-    parser.add_argument("--model", default="toybox")
-    parser.add_argument("--subjects", nargs="+", default=SUBJECT_NAMES, help="the first two screen")
-    parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--workers", type=int, default=1, help="trainings at a time, of one thread each (default 1)")
+    parser = options("methods", __doc__, "docs/methods.md", subjects=SUBJECT_NAMES, seeds=SEEDS)
     parser.add_argument("--screen", action="store_true", help="stop after the screening")
     chosen = parser.parse_args(arguments)
     hush_libraries()

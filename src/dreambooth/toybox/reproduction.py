@@ -6,13 +6,11 @@ Interrupted, the same command goes on. Each claim is a difference of two figures
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -25,7 +23,8 @@ from dreambooth.evaluation.statistics import Estimate, Scores
 from dreambooth.paths import cache_root
 from dreambooth.progress import Lines, Reporter, hush_libraries
 from dreambooth.toybox import SUBJECTS
-from dreambooth.toybox.study import ARCHIVE, Arm, Cost, Rows, Study, by_training, class_of, difference, merge
+from dreambooth.toybox.stock import class_of
+from dreambooth.toybox.study import Arm, Cost, Rows, Study, by_training, difference, merge, options
 from dreambooth.toybox.world.subjects import draw_subject
 from dreambooth.toybox.world.vocabulary import COLOURS
 
@@ -99,15 +98,9 @@ CLAIMS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what has not been run, then write the page."""
-    parser = argparse.ArgumentParser(prog="python -m dreambooth.toybox.reproduction", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("docs/reproduction.md"), help="the page")
-    parser.add_argument("--home", type=Path, default=cache_root() / "toybox" / "reproduction", help="keeps the runs")
-    parser.add_argument("--archive", type=Path, default=ARCHIVE, help="keeps what was measured")
-    parser.add_argument("--model", default="toybox")
-    parser.add_argument("--subjects", nargs="+", default=SUBJECT_NAMES)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=1, help="trainings at a time, of one thread each (default 1)")
-    chosen = parser.parse_args(arguments)
+    chosen = options("reproduction", __doc__, "docs/reproduction.md", subjects=SUBJECT_NAMES, seeds=3).parse_args(
+        arguments
+    )
     hush_libraries()
     reporter = Lines(sys.stdout)
     study = Study(chosen.home, chosen.model, workers=chosen.workers, archive=chosen.archive, settings=PAPER)

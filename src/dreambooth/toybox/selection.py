@@ -7,22 +7,28 @@ on.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from dreambooth import looks, planning
 from dreambooth.evaluation import statistics
 from dreambooth.files import write_text
-from dreambooth.paths import cache_root
 from dreambooth.progress import Lines, hush_libraries
-from dreambooth.toybox import SUBJECTS
 from dreambooth.toybox.methods import LESS
 from dreambooth.toybox.reproduction import WORDS, verdict
-from dreambooth.toybox.study import ARCHIVE, Arm, Rows, Study, Training, balances, by_training, difference, of_trainings
+from dreambooth.toybox.study import (
+    Arm,
+    Rows,
+    Study,
+    Training,
+    balances,
+    by_training,
+    difference,
+    of_trainings,
+    options,
+)
 
 SELECT = Arm("--select", {"select": True})
 HELD_OUT = "the least held-out loss"
@@ -34,15 +40,7 @@ HEAD = (f"| | balance | {' | '.join(SHOWN)} |", "| --- |" + " --- |" * (len(SHOW
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what has not been, then write the page."""
-    parser = argparse.ArgumentParser(prog="python -m dreambooth.toybox.selection", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("docs/selection.md"), help="the page")
-    parser.add_argument("--home", type=Path, default=cache_root() / "toybox" / "reproduction", help="keeps the runs")
-    parser.add_argument("--archive", type=Path, default=ARCHIVE, help="keeps what was measured")
-    parser.add_argument("--model", default="toybox")
-    parser.add_argument("--subjects", nargs="+", default=sorted(path.parent.name for path in SUBJECTS.glob("*/photos")))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=1, help="trainings at a time, of one thread each (default 1)")
-    chosen = parser.parse_args(arguments)
+    chosen = options("selection", __doc__, "docs/selection.md", seeds=3).parse_args(arguments)
     hush_libraries()
     study = Study(chosen.home, chosen.model, workers=chosen.workers, archive=chosen.archive)
     fixed = counts(study, chosen.subjects[0])

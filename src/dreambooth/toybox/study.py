@@ -7,10 +7,9 @@ the cells that the archive lacks, on whatever machine; a cell whose defaults hav
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
@@ -30,11 +29,13 @@ from dreambooth.evaluation.material import Plan, frozen_pipeline
 from dreambooth.evaluation.runs import Evaluation, evaluate
 from dreambooth.evaluation.scoring import alone
 from dreambooth.evaluation.statistics import Estimate, Scores
-from dreambooth.files import atomic_folder, remove_folder
+from dreambooth.files import remove_folder
+from dreambooth.paths import cache_root
 from dreambooth.progress import Reporter, Silent, hush_libraries
 from dreambooth.recipe import Recipe
 from dreambooth.run import Run
 from dreambooth.toybox import SUBJECTS, held_out
+from dreambooth.toybox.stock import class_of, first_photos, photos_of_others, with_masks
 from dreambooth.training import train
 
 ARCHIVE = Path("docs/studies.jsonl")
@@ -59,6 +60,7 @@ class Arm:
         photos: Only the first so many photos; None for all.
         masked: Whether the photos have their masks.
         noun: A class noun other than the subject's own.
+        identifier: A word for the subject, whether it is a good one or not; None for the default.
         others: Photos of so many other subjects of the class are its class images: real ones, in this world.
         chain: Arms of one chain are one run, of which each takes more steps than the one before.
     """
@@ -68,6 +70,7 @@ class Arm:
     photos: int | None = None
     masked: bool = False
     noun: str | None = None
+    identifier: str | None = None
     others: int = 0
     chain: str | None = None
 
@@ -152,7 +155,7 @@ class Study:
 
         def made() -> tuple[Rows, Cost]:
             run = self.learn(arm, subject, seed, reporter)
-            cost = Cost(_seconds(run), _megabytes(run))
+            cost = cost_of(run)
             plan = Plan(str(self.prompts(subject)), self.count, siblings=0)
             found = evaluate(run.path, plan, held_out=SUBJECTS / subject / "truth", reporter=reporter)
             rows = {**_rows(found), **_choice(run, subject), "held_out_loss": held_out.loss(run, subject)}
@@ -198,7 +201,7 @@ class Study:
         runs: dict[Path, list[Cell]] = {}
         for cell in cells:
             runs.setdefault(self.trained(*cell), []).append(cell)
-        with ProcessPoolExecutor(self.workers, get_context("spawn"), initializer=_alone) as pool:
+        with ProcessPoolExecutor(self.workers, get_context("spawn"), initializer=use_one_thread) as pool:
             waiting = {pool.submit(self._measure_all, some): path for path, some in runs.items()}
             for number, done in enumerate(as_completed(waiting), 1):
                 how = "failed" if done.exception() else "done"
@@ -228,22 +231,55 @@ class Study:
         """Return what a cell's run is given."""
         photos = SUBJECTS / subject / "photos"
         if arm.photos is not None:
-            photos = _first(photos, arm.photos, self.home / "photos" / f"{subject}-{arm.photos}")
+            photos = first_photos(photos, arm.photos, self.home / "photos" / f"{subject}-{arm.photos}")
         if arm.masked:
-            photos = _masked(
+            photos = with_masks(
                 photos, SUBJECTS / subject / "masks" / "photos", self.home / "photos" / f"{subject}, masked"
             )
-        described = {"photos": photos, "class_noun": arm.noun or class_of(subject)}
-        base = {"model": self.model, "precision": "fp32", "seed": seed, "samples": 0, "keep": 1}
+        described = {"photos": photos, "class_noun": arm.noun or class_of(subject), "identifier": arm.identifier}
+        base = self.base(seed)
+        if arm.identifier:
+            base["allow"] = ("identifier",)
         if arm.others:
-            base["prior_images"] = _photos_of_others(class_of(subject), arm.others, self.home / "others")
+            base["prior_images"] = photos_of_others(class_of(subject), arm.others, self.home / "others")
         return Recipe.of({**base, **self.settings, **arm.settings, "subjects": [described]})
 
+    def base(self, seed: int) -> dict[str, Any]:
+        """Return what every recipe of the study sets."""
+        return {"model": self.model, "precision": "fp32", "seed": seed, "samples": 0, "keep": 1}
 
-def class_of(subject: str) -> str:
-    """Return the class noun of a bundled subject."""
-    described = json.loads((SUBJECTS / subject / "subject.json").read_text(encoding="utf-8"))
-    return str(described["class"])
+
+def options(
+    room: str,
+    about: str | None,
+    page: str,
+    *,
+    subjects: Sequence[str] = (),
+    seeds: int | None = None,
+    kept: bool = True,
+) -> argparse.ArgumentParser:
+    """Return the options that studies share.
+
+    Args:
+        room: The module that is run.
+        about: What it does.
+        page: What it writes.
+        subjects: Names of the subjects by default; none for all of the bundle.
+        seeds: Trainings of each subject by default; None where they are no option.
+        kept: Whether it measures cells, which an archive keeps and several processes share.
+    """
+    everyone = sorted(path.parent.name for path in SUBJECTS.glob("*/photos"))
+    parser = argparse.ArgumentParser(prog=f"python -m dreambooth.toybox.{room}", description=about)
+    parser.add_argument("--out", type=Path, default=Path(page), help="the page")
+    parser.add_argument("--home", type=Path, default=cache_root() / "toybox" / "reproduction", help="keeps the runs")
+    parser.add_argument("--model", default="toybox")
+    parser.add_argument("--subjects", nargs="+", default=subjects or everyone)
+    if seeds is not None:
+        parser.add_argument("--seeds", type=int, default=seeds, help=f"trainings of each subject (default {seeds})")
+    if kept:
+        parser.add_argument("--archive", type=Path, default=ARCHIVE, help="keeps what was measured")
+        parser.add_argument("--workers", type=int, default=1, help="trainings at a time, of one thread each")
+    return parser
 
 
 def by_training(scores: Scores) -> dict[Training, float]:
@@ -300,7 +336,8 @@ def _answers(document: Mapping[str, Any] | None, asked: Iterable[str]) -> bool:
     return document is not None and set(asked) <= document["rows"].keys()
 
 
-def _alone() -> None:
+def use_one_thread() -> None:
+    """Set up a process of several."""
     hush_libraries()
     torch.set_num_threads(1)
 
@@ -310,56 +347,14 @@ def _by_subject(scores: Scores) -> dict[str, float]:
     return {name: figure.value for name, figure in found.items() if figure.value is not None}
 
 
-def other_subject(noun: str, seed: int, home: Path) -> Path:
-    """Return the folder of another subject of a class, rendered once; none of the bundle has so small a seed."""
-    from dreambooth.toybox.world.bundle import render_subject
-
-    folder = home / f"{noun}-{seed}"
-    if not (folder / "subject.json").is_file():
-        render_subject(noun, seed, folder)
-    return folder
-
-
-def _photos_of_others(noun: str, count: int, home: Path) -> Path:
-    from dreambooth.toybox.world.bundle import render_photos
-
-    out = home / f"{noun}, {count}"
-    if not out.is_dir():
-        with atomic_folder(out) as folder:
-            for seed in range(1, count + 1):
-                with tempfile.TemporaryDirectory() as scratch:
-                    for file in render_photos(noun, seed, Path(scratch)):
-                        shutil.copyfile(file, folder / f"{seed}-{file.name}")
-    return out
-
-
-def _first(photos: Path, count: int, out: Path) -> Path:
-    out.mkdir(parents=True, exist_ok=True)
-    for file in sorted(photos.glob("*.png"))[:count]:
-        shutil.copyfile(file, out / file.name)
-    return out
-
-
-def _masked(photos: Path, masks: Path, out: Path) -> Path:
-    """Put photos and their masks side by side."""
-    out.mkdir(parents=True, exist_ok=True)
-    for file in sorted(photos.glob("*.png")):
-        shutil.copyfile(file, out / file.name)
-        shutil.copyfile(masks / file.name, out / f"{file.stem}.mask.png")
-    return out
-
-
-def _seconds(run: Run) -> float:
+def cost_of(run: Run) -> Cost:
+    """Return what a training took, and what a step of it needs, as the estimate says."""
     times: dict[str, float] = run.info["times"]
-    return round(sum(value for stage, value in times.items() if stage != "class images"), 1)
-
-
-def _megabytes(run: Run) -> float:
-    """What a step of a run needs, as the estimate says."""
+    seconds = sum(value for stage, value in times.items() if stage != "class images")
     family = families.get(generation.find(run.path).source.family)
     images = run.recipe.batch_size * (2 if run.recipe.prior_weight else 1)
     needed = memory.step_bytes(frozen_pipeline(run), family, run.recipe, images, torch.device("cpu"))
-    return round(needed / 1e6)
+    return Cost(round(seconds, 1), round(needed / 1e6))
 
 
 def _rows(found: Evaluation) -> Rows:
