@@ -151,8 +151,9 @@ def test_what_ships_is_what_training_so_far_would_have_shipped(
     assert len(told["looks"][0]["identity"]) == looks.SCENES
     assert told["step"] == 4
     shorter = run_with(tiny_sd, tmp_path / "shorter", photos)
-    early = calls.train(photos, tiny_sd, out=tmp_path / "early", steps=4, inference_steps=2, learning_rate=1e-3)
-    assert early.status == 0
+    assert selected.recipe.ema == (14 / 16) / (1 + 14 / 16)
+    averaged = {"inference_steps": 2, "learning_rate": 1e-3, "ema": selected.recipe.ema}
+    assert calls.train(photos, tiny_sd, out=tmp_path / "early", steps=4, **averaged).status == 0
     expected = weights(Run.open(tmp_path / "early"))
     assert all(torch.equal(weight, expected[name]) for name, weight in weights(selected).items())
     lines = [(run.path / "steps.jsonl").read_text().splitlines() for run in (selected, shorter)]

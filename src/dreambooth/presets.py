@@ -257,6 +257,11 @@ LORA_RATE_FLOOR = {
 }
 """A LoRA below this rate learns nothing in a usual number of steps: full fine-tuning's rates lie there."""
 
+SELECTED = 2
+"""A run that selects has so many times the steps of one that does not: docs/selection.md."""
+LAG = 1 / 16
+"""Share of a selecting run that its average of the weights lags behind."""
+
 
 def key(source: Source) -> str:
     """Return the key of a model's presets: its own name where it has some, else its family's."""
@@ -288,9 +293,8 @@ def fill(recipe: Recipe, source: Source, resolution: int, accelerator: str) -> t
             values[name] = value
             reasons[name] = reason
 
-    for settled in _of_optimizer(recipe):
+    for settled in (*_of_optimizer(recipe), *_of_steps(chosen, recipe)):
         derive(*settled)
-    derive(*_steps(chosen, recipe))
     for preset in (_training(chosen, recipe.method), SAMPLING[chosen]):
         for name, value in preset.values.items():
             derive(name, value, preset.source)
@@ -334,12 +338,21 @@ def _of_optimizer(recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
         yield "targets", "attention", "muon trains matrices alone"
 
 
-def _steps(chosen: str, recipe: Recipe) -> tuple[str, int, str]:
-    """Subjects share the photos of a step, and each wants to be seen as often as if it were alone."""
+def _of_steps(chosen: str, recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
+    """Yield the number of steps, and over how many a selecting run averages: name, value and reason.
+
+    Subjects share the photos of a step, and each wants to be seen as often as if it were alone.
+    """
     preset, subjects = _training(chosen, recipe.method), len(recipe.subjects)
-    steps: int = preset.values["steps"]
-    each = f": {steps} for each of {subjects} subjects" if subjects > 1 else ""
-    return "steps", steps * subjects, preset.source + each
+    steps: int = preset.values["steps"] * subjects
+    reason = preset.source + (f": {preset.values['steps']} for each of {subjects} subjects" if subjects > 1 else "")
+    if recipe.select:
+        steps *= SELECTED
+        reason += f"; {SELECTED} times as many, as it stops when nothing better can be expected"
+    yield "steps", steps, reason
+    if recipe.select and recipe.optimizer != "schedule-free" and not recipe.ema_profiles:
+        lag = (recipe.steps or steps) * LAG
+        yield "ema", lag / (1 + lag), "an average is as like the subject, and follows prompts better: docs/selection.md"
 
 
 def _training(chosen: str, method: str) -> Preset:

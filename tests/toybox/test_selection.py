@@ -9,6 +9,7 @@ import pytest
 
 from dreambooth import looks
 from dreambooth.evaluation.scoring import Grid
+from dreambooth.planning import make_plans
 from dreambooth.toybox import selection
 from dreambooth.toybox.selection import SELECT, SHOWN, counts, excessive, least_loss, long_part, write_up
 from dreambooth.toybox.study import Arm, Rows, Study, balances, by_training, merge
@@ -30,12 +31,15 @@ def rows(dino: float, loss: dict[str, float] | None = None) -> Rows:
     return merge(found)
 
 
-def test_the_counts_are_those_at_which_it_looks_and_the_last_is_the_default(tmp_path: Path) -> None:
+def test_the_counts_are_those_at_which_it_looks_and_the_default(tmp_path: Path) -> None:
     study = Study(tmp_path)
-    arms = counts(study, "spotted_dog")
+    arms, default = counts(study, "spotted_dog")
+    assert default in arms
+    assert default.settings["steps"] == make_plans(study.recipe(Arm(""), "spotted_dog", 0)).recipe.steps
     steps = [int(str(arm.settings["steps"])) for arm in arms]
     assert steps == sorted(steps)
-    assert len(steps) == looks.LOOKS
+    assert len(steps) == looks.LOOKS + 1
+    assert steps[-1] == make_plans(study.recipe(SELECT, "spotted_dog", 0)).recipe.steps == 2 * default.settings["steps"]
     assert {arm.chain for arm in arms} == {"fixed"}
     assert len({study.trained(arm, "spotted_dog", 0) for arm in arms}) == 1
     assert study.trained(SELECT, "spotted_dog", 0) != study.trained(arms[0], "spotted_dog", 0)
@@ -67,7 +71,9 @@ def test_the_page_tells_what_too_many_steps_do() -> None:
 def test_the_page_tells_what_is_better_than_what() -> None:
     found = {FIXED[0]: rows(0.6), FIXED[1]: rows(0.5), SELECT.name: rows(0.6)}
     lines = {
-        line.split("|")[1].strip(): line for line in write_up(found, FIXED, "six").splitlines() if line.startswith("|")
+        line.split("|")[1].strip(): line
+        for line in write_up(found, FIXED, FIXED[1], "six").splitlines()
+        if line.startswith("|")
     }
     assert "better" in lines["--select over 200 steps"]
     assert "no difference shown" in lines["--select over 100 steps"]

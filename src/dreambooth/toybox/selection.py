@@ -43,21 +43,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = options("selection", __doc__, "docs/selection.md", seeds=3).parse_args(arguments)
     hush_libraries()
     study = Study(chosen.home, chosen.model, workers=chosen.workers, archive=chosen.archive)
-    fixed = counts(study, chosen.subjects[0])
+    fixed, default = counts(study, chosen.subjects[0])
     reporter = Lines(sys.stdout)
     found = study.run([*fixed, SELECT], chosen.subjects, range(chosen.seeds), reporter)
-    long = study.run(excessive(fixed[-1]), chosen.subjects[::2], [0], reporter)
+    long = study.run(excessive(default), chosen.subjects[::2], [0], reporter)
     size = f"{len(chosen.subjects)} subjects x {chosen.seeds} trainings x {study.scenes * study.count} pictures"
-    write_text(chosen.out, write_up(found, [arm.name for arm in fixed], size) + long_part(long))
+    write_text(chosen.out, write_up(found, [arm.name for arm in fixed], default.name, size) + long_part(long))
     return 0
 
 
-def counts(study: Study, subject: str) -> list[Arm]:
-    """Return one default run, as it is after each of the steps at which `--select` looks."""
-    recipe = planning.make_plans(study.recipe(SELECT, subject, 0)).recipe
-    assert recipe.steps is not None, "presets.fill leaves no steps open"
-    at = [step for step in range(1, recipe.steps + 1) if looks.is_due(recipe, step)]
-    return [Arm(f"{step} steps", {"steps": step}, chain="fixed") for step in at]
+def counts(study: Study, subject: str) -> tuple[list[Arm], Arm]:
+    """Return one run without `--select`, as it is after each of the steps at which that looks; and the default one."""
+    chosen, default = (planning.make_plans(study.recipe(arm, subject, 0)).recipe.steps for arm in (SELECT, Arm("")))
+    assert chosen is not None, "presets.fill leaves no steps open"
+    assert default is not None, "presets.fill leaves no steps open"
+    selecting = study.recipe(SELECT, subject, 0).model_copy(update={"steps": chosen})
+    at = {step for step in range(1, chosen + 1) if looks.is_due(selecting, step)} | {default}
+    arms = {step: Arm(f"{step} steps", {"steps": step}, chain="fixed") for step in sorted(at)}
+    return list(arms.values()), arms[default]
 
 
 def excessive(default: Arm) -> list[Arm]:
@@ -75,18 +78,19 @@ def least_loss(found: Mapping[str, Rows], fixed: Sequence[str]) -> dict[Training
     return {each: min(fixed, key=lambda name: losses[name][each]) for each in losses[fixed[0]]}
 
 
-def write_up(found: Mapping[str, Rows], fixed: Sequence[str], size: str) -> str:
+def write_up(found: Mapping[str, Rows], fixed: Sequence[str], default: str, size: str) -> str:
     """Return the page.
 
     Args:
         found: The rows of each arm.
-        fixed: Names of the arms of a fixed count, the default the last.
+        fixed: Names of the arms of a fixed count.
+        default: The one of them that is a run without `--select`.
         size: What was measured, in words.
     """
     values = {name: by_training(balances(rows)) for name, rows in found.items()}
     stopped = least_loss(found, fixed)
     values[HELD_OUT] = {each: values[name][each] for each, name in stopped.items()}
-    default, hindsight = fixed[-1], max(fixed, key=lambda name: float(np.mean(list(values[name].values()))))
+    hindsight = max(fixed, key=lambda name: float(np.mean(list(values[name].values()))))
     lines = [
         "# Does `--select` choose well?",
         "",
