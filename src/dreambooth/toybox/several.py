@@ -191,7 +191,8 @@ def _learn(study: Study, subjects: Sequence[Subject], reporter: Reporter, **sett
     recipe = _recipe(study, subjects, **settings)
     plans = planning.make_plans(recipe)
     names = " + ".join(subject.photos.parent.name for subject in subjects)
-    return train(recipe, study.home / f"{names}-{plans.recipe.steps}-{plans.identity(plans.recipe)}", reporter)
+    folder = study.home / "several" / f"{names}-{plans.recipe.steps}-{plans.identity(plans.recipe)}"
+    return train(recipe, folder, reporter)
 
 
 def _recipe(study: Study, subjects: Sequence[Subject], **settings: Any) -> Recipe:
