@@ -449,6 +449,14 @@ def test_a_further_run_is_added_with_its_subject(lab: Lab) -> None:
     assert np.abs(both.astype(int) - whole).max() <= 1
 
 
+def test_a_further_run_whose_subject_has_the_same_name_is_warned_of(lab: Lab) -> None:
+    other = Run(shutil.copytree(lab.run, "other"))
+    other.update(photos=[{**photo, "id": "another"} for photo in other.info["photos"]])
+    made = call("generate", lab.run, "a [V2] dog", "--adapter", other.path, "--inference-steps", 1)
+    (warned,) = [line for line in made.err.splitlines() if line.startswith("warning")]
+    assert warned.startswith(f"warning: 'ohwx' is the subject of {lab.run}, and another one of other: no prompt")
+
+
 def test_pictures_are_drawn_as_the_run_drew_its_own(lab: Lab) -> None:
     """The same seed, sampler, steps and guidance: the picture of the report."""
     manifest = json.loads((lab.run / "samples" / "manifest.json").read_text(encoding="utf-8"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -125,6 +125,8 @@ def generate(
     _check_settings(settings, families.get(found.source.family).STRIDE)
     _check_consistency(settings, found)
     wanted = _pictures(texts, range(seed, seed + count), found)
+    for clash in _clashes(found):
+        reporter.say(f"warning: {clash}")
     pipe = load(found)
     _check_lengths([("the negative prompt", negative), *(("the prompt", each.text) for each in wanted)], pipe)
     folder.mkdir(parents=True, exist_ok=True)
@@ -279,6 +281,21 @@ def _pictures(texts: Sequence[str], seeds: Sequence[int], target: Target) -> lis
         for index, prompt, text in filled
         for seed in seeds
     ]
+
+
+def _clashes(target: Target) -> Iterator[str]:
+    """Say which runs' subjects have one name; two runs on the same photos have one subject."""
+    owners: dict[str, Run] = {}
+    for run, _ in target.adapters:
+        for name in run.info["identifiers"]:
+            owner = owners.setdefault(name, run)
+            if _photos(owner) != _photos(run):
+                mend = "no prompt can tell them apart: train one of them anew with another --identifier"
+                yield f"'{name}' is the subject of {owner.path}, and another one of {run.path}: {mend}"
+
+
+def _photos(run: Run) -> set[str]:
+    return {photo["id"] for photo in run.info["photos"]}
 
 
 def _strength(text: str) -> tuple[str, float]:
