@@ -452,7 +452,7 @@ def test_a_further_run_is_added_with_its_subject(lab: Lab) -> None:
 def test_a_further_run_whose_subject_has_the_same_name_is_warned_of(lab: Lab) -> None:
     other = Run(shutil.copytree(lab.run, "other"))
     other.update(photos=[{**photo, "id": "another"} for photo in other.info["photos"]])
-    made = call("generate", lab.run, "a [V2] dog", "--adapter", other.path, "--inference-steps", 1)
+    made = call("generate", lab.run, "a [V2] dog", "--adapter", other.path, "--inference-steps", 1, "--out", "told")
     (warned,) = [line for line in made.err.splitlines() if line.startswith("warning")]
     assert warned.startswith(f"warning: 'ohwx' is the subject of {lab.run}, and another one of other: no prompt")
 

@@ -111,7 +111,7 @@ def test_looks_that_are_better_but_forget_prompts_are_nothing_to_wait_for() -> N
     ],
 )
 def test_the_strength_is_1_unless_another_is_better_beyond_noise(seen: dict[float, Look], chosen: float) -> None:
-    assert select.strength(seen, FROZEN, CHANCE)[0] == chosen
+    assert select.setting(seen, 1.0, "strength", FROZEN, CHANCE)[0] == chosen
 
 
 def test_looks_come_back_from_json() -> None:
@@ -126,7 +126,7 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run_with(model: Path, out: Path, photos: Path, *flags: str) -> Run:
-    done = calls.train(photos, model, *flags, out=out, steps=14, inference_steps=2, learning_rate=1e-3)
+    done = calls.train(photos, model, *flags, out=out, steps=14, inference_steps=2, learning_rate=1e-3, samples=1)
     assert done.status == 0, done
     return Run.open(out)
 
@@ -143,10 +143,13 @@ def test_what_ships_is_what_training_so_far_would_have_shipped(
     photos = make_photos(tmp_path / "photos")
     monkeypatch.setattr(select, "is_over", lambda *given: False)
     monkeypatch.setattr(select, "choose", first_of(select.choose))
-    monkeypatch.setattr(select, "strength", lambda seen, *given: (sorted(seen)[1], "a test"))
+    monkeypatch.setattr(select, "setting", lambda seen, *given: (sorted(seen)[-3], "a test"))
     selected = run_with(tiny_sd, tmp_path / "selected", photos, "--select")
     told = selected.info["selection"]
-    assert told["strength"] == generation.find(selected.path).strength == 0.8
+    drawn = generation.find(selected.path)
+    assert told["strength"] == drawn.strength == 0.8
+    assert told["guidance"] == drawn.defaults.guidance == 0.7 * (selected.recipe.guidance or 0)
+    assert json.loads((selected.path / "samples" / "manifest.json").read_text())["guidance"] == told["guidance"]
     assert [each["step"] for each in told["looks"]] == [2, 4, 6, 14]
     assert len(told["looks"][0]["identity"]) == looks.SCENES
     assert told["step"] == 4

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,18 @@ LOOKS = 7
 """With the frozen model's pictures, no more than 80 are drawn."""
 STRENGTHS = (0.6, 0.8, 1.2)
 """At which an adapter is looked at beside 1, when it has been trained."""
+GUIDANCES = (0.7, 1.4)
+"""Times the usual guidance, at which it is looked at too."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How what is shipped is drawn with: the setting's name and value, its look, and why it was chosen."""
+
+    name: str
+    value: float
+    look: Look
+    reason: str
 
 
 @dataclass
@@ -97,21 +109,34 @@ class Watch:
             temporary.write_text("".join(json.dumps(look.as_json()) + "\n" for look in self.looks), encoding="utf-8")
         return made
 
-    def strength(self, pipe: DiffusionPipeline, chosen: Look) -> tuple[float, str]:
-        """Look at the shipped adapter, which `pipe` has as "subject", at several strengths; choose one.
+    def strength(self, pipe: DiffusionPipeline, chosen: Look) -> Setting:
+        """Look at the shipped adapter, which `pipe` has as "subject", at several strengths; leave it at the best."""
 
-        Returns:
-            The strength, at which the adapter is left, and why it was chosen.
-        """
-        began = time.monotonic()
-        seen = {1.0: chosen}
-        for value in STRENGTHS:
+        def seen(value: float) -> Look:
             pipe.set_adapters("subject", value)
-            seen[value] = self._score(self._draw(pipe, self.texts), chosen.step)
-        best, reason = select.strength(seen, self.frozen, self.chance)
-        pipe.set_adapters("subject", best)
+            return self._score(self._draw(pipe, self.texts), chosen.step)
+
+        found = self._try("strength", seen, STRENGTHS, 1.0, chosen)
+        pipe.set_adapters("subject", found.value)
+        return found
+
+    def guidance(self, pipe: DiffusionPipeline, chosen: Look) -> Setting:
+        """Look at what ships at several guidance scales; choose the best."""
+        usual = self.sampling.guidance
+
+        def seen(value: float) -> Look:
+            return self._score(self._draw(pipe, self.texts, replace(self.sampling, guidance=value)), chosen.step)
+
+        return self._try("guidance", seen, [share * usual for share in GUIDANCES], usual, chosen)
+
+    def _try(
+        self, name: str, seen: Callable[[float], Look], values: Sequence[float], usual: float, chosen: Look
+    ) -> Setting:
+        began = time.monotonic()
+        looked = {usual: chosen, **{value: seen(value) for value in values}}
+        best, reason = select.setting(looked, usual, name, self.frozen, self.chance)
         self.seconds += time.monotonic() - began
-        return best, reason
+        return Setting(name, best, looked[best], reason)
 
     def put(self, weights: Mapping[str, Tensor]) -> Choice:
         """Put the chosen weights in the place of the last; the others are forgotten."""
@@ -133,9 +158,11 @@ class Watch:
     def _file(self, step: int) -> Path:
         return self.folder / f"{step:06d}.safetensors"
 
-    def _draw(self, pipe: DiffusionPipeline, texts: Sequence[str]) -> list[Image.Image]:
+    def _draw(
+        self, pipe: DiffusionPipeline, texts: Sequence[str], sampling: Sampling | None = None
+    ) -> list[Image.Image]:
         generators = [samples.image_generator(index) for index in range(len(texts))]
-        return list(draw(pipe, texts, generators, self.sampling))
+        return list(draw(pipe, texts, generators, sampling or self.sampling))
 
     def _score(self, images: Sequence[Image.Image], step: int) -> Look:
         likeness_ND, meaning_ND = (_embed(encoder, images) for encoder in (self.identity, self.clip))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import cast
 
 import torch
@@ -74,6 +74,12 @@ def settings(recipe: Recipe) -> Sampling:
     return Sampling(*cast(tuple[str, int, float, int], values), consistency=recipe.consistency)
 
 
+def shipped(run: Run) -> Sampling:
+    """Return how a finished run's pictures are drawn: as its recipe says, with the guidance that it has chosen."""
+    usual = settings(run.recipe)
+    return replace(usual, guidance=run.info.get("selection", {}).get("guidance", usual.guidance))
+
+
 def draw_before(run: Run, pipe: DiffusionPipeline, recipe: Recipe, reporter: Reporter) -> None:
     """Draw the frozen model's pictures, unless they are there."""
     _draw(run, pipe, recipe, reporter, "before")
@@ -93,7 +99,7 @@ def _draw(run: Run, pipe: DiffusionPipeline, recipe: Recipe, reporter: Reporter,
     if there:
         return
     # All of them, even if some are there: an image's last bit depends on how many are drawn beside it.
-    sampling = settings(recipe)
+    sampling = settings(recipe) if role == "before" else shipped(run)
     generators = [image_generator(shot.seed) for shot in wanted]
     for shot, image in zip(wanted, draw(pipe, [s.text for s in wanted], generators, sampling), strict=True):
         with atomic(run.samples / shot.file) as temporary:

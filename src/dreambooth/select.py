@@ -94,25 +94,28 @@ def choose(looks: Sequence[Look], frozen: Look, chance: float) -> Choice:
     return Choice(best, tuple(look.step for look in admissible), tied, reason)
 
 
-def strength(looks: Mapping[float, Look], frozen: Look, chance: float) -> tuple[float, str]:
-    """Choose how strongly an adapter is put on: 1, unless another strength is better beyond noise.
+def setting(looks: Mapping[float, Look], usual: float, name: str, frozen: Look, chance: float) -> tuple[float, str]:
+    """Choose a setting of what is shipped, such as its strength: the usual one, unless another is better beyond noise.
 
     Args:
-        looks: By strength; one of them is 1.
+        looks: By the setting's value.
+        usual: One of these values.
+        name: Of the setting.
         frozen: The frozen model's pictures of the same prompts and seeds.
         chance: As for `choose`.
 
     Returns:
-        The strength, and one sentence why.
+        The value, and one sentence why.
     """
     admissible = {value: look for value, look in looks.items() if _is_admissible(look, frozen, chance)}
     if not admissible:
-        return 1.0, "no strength follows prompts as the frozen model does"
+        return usual, f"no {name} follows prompts as the frozen model does"
     best = max(admissible, key=lambda value: _likeness(admissible[value]))
-    if 1.0 in admissible and not _is_less(admissible[1.0].identity, admissible[best].identity):
-        return 1.0, "no other strength is more like the photos beyond noise"
-    why = "more like the photos" if 1.0 in admissible else "the strongest likeness that follows prompts"
-    return best, f"{why} than at 1" if 1.0 in admissible else why
+    if usual not in admissible:
+        return best, "the most like the photos of those that follow prompts"
+    if not _is_less(admissible[usual].identity, admissible[best].identity):
+        return usual, f"no other {name} is more like the photos beyond noise"
+    return best, f"more like the photos than at {usual:g}"
 
 
 def is_over(looks: Sequence[Look], frozen: Look, chance: float) -> bool:

@@ -277,13 +277,18 @@ def _watch(job: Job) -> Watch | None:
     return watch
 
 
-def _choose_strength(job: Job, watch: Watch, pipe: DiffusionPipeline) -> None:
+def _tune(job: Job, watch: Watch, pipe: DiffusionPipeline) -> None:
+    """Choose how what was shipped is drawn, as far as the recipe leaves it open."""
     selection = job.run.info["selection"]
-    chosen = next(look for look in watch.looks if look.step == selection["step"])
-    strength, reason = watch.strength(pipe, chosen)
-    job.reporter.say(f"strength {strength:g} chosen: {reason}")
-    told = {"strength": strength, "strength_reason": reason, "seconds": round(watch.seconds, 1)}
-    job.run.update(selection={**selection, **told})
+    look = next(look for look in watch.looks if look.step == selection["step"])
+    is_guided = (job.recipe.guidance or 0) > 1 and "guidance" in job.plans.reasons
+    ways = [watch.strength] * job.recipe.has_strength + [watch.guidance] * is_guided
+    for way in ways:
+        found = way(pipe, look)
+        look = found.look
+        job.reporter.say(f"{found.name} {found.value:g} chosen: {found.reason}")
+        selection |= {found.name: found.value, f"{found.name}_reason": found.reason}
+    job.run.update(selection={**selection, "seconds": round(watch.seconds, 1)})
 
 
 def _ship(job: Job) -> None:
@@ -305,17 +310,16 @@ def _let_go(job: Job) -> None:
 
 
 def _finish(job: Job, watch: Watch | None) -> None:
-    """Choose the adapter's strength, draw the pictures from what was shipped, and write the report."""
+    """Choose how it is drawn, draw the pictures from what was shipped, and write the report."""
     if not job.is_main:
         return
-    by_strength = watch if job.recipe.has_strength else None
-    if job.recipe.samples or by_strength:
+    if job.recipe.samples or watch:
         _let_go(job)
         shipped = job.method.load(job.family, job.plans.source, job.recipe, job.run.adapter)
         pipe = place(shipped, job.accelerator.device)
-        if by_strength:
+        if watch:
             with job.timed("looking"):
-                _choose_strength(job, by_strength, pipe)
+                _tune(job, watch, pipe)
         if job.recipe.samples:
             with job.timed("sampling"):
                 samples.draw_after(job.run, pipe, job.recipe, job.reporter)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dreambooth import generation, photos, prompts, samples
+from dreambooth import generation, photos, prompts
 from dreambooth.evaluation import embeddings, metrics, statistics
 from dreambooth.evaluation.encoders import Encoder
 from dreambooth.evaluation.limitations import DRIFT_BAD, DRIFT_WATCH, Finding, Level
@@ -82,7 +82,7 @@ def measure(
     run = target.run
     own = [f"a {subject.identifier or ''} {subject.class_noun}" for subject in subjects]
     bare = [prompts.class_prompt(subject.class_noun) for subject in subjects]
-    seeds, sampling = range(plan.seed, plan.seed + plan.class_count), samples.settings(run.recipe)
+    seeds, sampling = range(plan.seed, plan.seed + plan.class_count), target.defaults
     base = f"{target.source.identity} {storage_dtype(run.recipe)}"
     model = " ".join([base, *(f"{generation.digest(each)} at {strength}" for each, strength in target.adapters)])
     tuned = PictureSet(folder, (*own, *bare), tuple(seeds), sampling, model)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from diffusers import DiffusionPipeline
 
-from dreambooth import environment, families, generation, photos, prompts, samples
+from dreambooth import environment, families, generation, photos, prompts
 from dreambooth.errors import UserError
 from dreambooth.evaluation import dreambench
 from dreambooth.evaluation.dreambench import Prompt
@@ -94,7 +94,7 @@ def gather(run: Run, plan: Plan) -> Material:
     named = [prompt.text(called) for prompt in chosen]
     plain = [prompt.text(noun) for prompt in chosen]
     class_texts = [prompts.class_prompt(each) for each in classes]
-    sampling = samples.settings(recipe)
+    sampling = target.defaults
     return Material(
         run,
         noun,

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dreambooth import generation, photos, samples
+from dreambooth import generation, photos
 from dreambooth.errors import RunError, UserError
 from dreambooth.evaluation import embeddings, metrics, statistics
 from dreambooth.evaluation.encoders import Encoder
@@ -128,7 +128,8 @@ def lost(study: Study, word: str, learned: Arm, subject: str, reporter: Reporter
 
 def _draw(run: Run, word: str, texts: Sequence[str], reporter: Reporter) -> tuple[PictureSet, PictureSet]:
     """Draw the texts by a run, and by its frozen model."""
-    target, sampling = generation.find(run.path), samples.settings(run.recipe)
+    target = generation.find(run.path)
+    sampling = target.defaults
     base = f"{target.source.identity} {storage_dtype(run.recipe)}"
     model = f"{base} {generation.digest(run)}"
     tuned = PictureSet(run.path / "words" / word, tuple(texts), tuple(SEEDS), sampling, model)
