@@ -278,11 +278,12 @@ def _watch(job: Job) -> Watch | None:
 
 
 def _tune(job: Job, watch: Watch, pipe: DiffusionPipeline) -> None:
-    """Choose how what was shipped is drawn, as far as the recipe leaves it open."""
+    """Choose how strongly what was shipped is put on, and the guidance that it is drawn with."""
     selection = job.run.info["selection"]
     look = next(look for look in watch.looks if look.step == selection["step"])
-    is_guided = (job.recipe.guidance or 0) > 1 and "guidance" in job.plans.reasons
-    ways = [watch.strength] * job.recipe.has_strength + [watch.guidance] * is_guided
+    ways = [watch.strength] if job.recipe.has_strength else []
+    if watch.sampling.guidance > 1:
+        ways.append(watch.guidance)
     for way in ways:
         found = way(pipe, look)
         look = found.look
