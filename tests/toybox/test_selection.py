@@ -76,5 +76,7 @@ def test_the_page_tells_what_is_better_than_what() -> None:
         if line.startswith("|")
     }
     assert "better" in lines["--select over 200 steps"]
+    gains = [line for line in write_up(found, FIXED, FIXED[1], "six").splitlines() if "--select over 200" in line]
+    assert [line.count("|") for line in gains] == [2 + 1 + len(SHOWN), 4]
     assert "no difference shown" in lines["--select over 100 steps"]
     assert set(lines) >= {f"{selection.HELD_OUT} over 200 steps"}

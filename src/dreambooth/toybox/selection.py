@@ -98,10 +98,13 @@ def write_up(found: Mapping[str, Rows], fixed: Sequence[str], default: str, size
         f"{size}. `balance` is the mean of two shares: the way in DINO",
         "from the frozen model's class to the photos, and CLIP-T over the frozen model's. Of `pres` and `copying` less",
         "is better. Intervals (95 %) are over subjects. The rule's tolerance and patience were set by other pictures",
-        "of each subject's first training.",
+        "of each subject's first training. A fixed count ships the weights as they are after it; `--select` may take",
+        f"twice as many as {default}, and looks at, chooses among and ships averages of the weights. Strength and",
+        "guidance are chosen too.",
         "",
         *HEAD,
         *(_row(name, values[name], found.get(name)) for name in [*fixed, HELD_OUT, SELECT.name]),
+        f"| {SELECT.name} over {default} | {' | '.join(_gains(found[SELECT.name], found[default]))} |",
         "",
         f"`--select` {_shipped(found[SELECT.name])}",
         f"In hindsight {hindsight} are the best fixed count.",
@@ -117,23 +120,28 @@ def write_up(found: Mapping[str, Rows], fixed: Sequence[str], default: str, size
 def long_part(found: Mapping[str, Rows]) -> str:
     """Return what becomes of a run of far too many steps, without `--select` and with it."""
     (plain, selected), values = found, {name: by_training(balances(rows)) for name, rows in found.items()}
-    pairs = {"balance": (of_trainings(values[selected]), of_trainings(values[plain]))}
-    pairs |= {name: (found[selected][name], found[plain][name]) for name in SHOWN}
-    apart = {name: difference(one, two) for name, (one, two) in pairs.items()}
-    gained = {name: difference(two, one) if name in LESS else apart[name] for name, (one, two) in pairs.items()}
-    told = [f"{each.text('+')}, {WORDS[verdict(gained[name])]}" for name, each in apart.items()]
     lines = [
         "",
         f"## Where the count is wrong: {plain}, one training of every second subject",
         "",
         *HEAD,
         *(_row(name, values[name], rows) for name, rows in found.items()),
-        f"| difference | {' | '.join(told)} |",
+        f"| difference | {' | '.join(_gains(found[selected], found[plain]))} |",
         "",
         f"`{selected}` {_shipped(found[selected])}",
         "",
     ]
     return "\n".join(lines)
+
+
+def _gains(one: Rows, two: Rows) -> Iterator[str]:
+    """Yield the difference in balance and in every metric, and whether it is one for the better."""
+    pairs = {"balance": (of_trainings(by_training(balances(one))), of_trainings(by_training(balances(two))))}
+    pairs |= {name: (one[name], two[name]) for name in SHOWN}
+    for name, (first, second) in pairs.items():
+        apart = difference(first, second)
+        gained = difference(second, first) if name in LESS else apart
+        yield f"{apart.text('+')}, {WORDS[verdict(gained)]}"
 
 
 def _shipped(rows: Rows) -> str:
