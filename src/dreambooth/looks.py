@@ -30,8 +30,8 @@ from dreambooth.select import Choice, Look
 
 SCENES = 8
 CLASS_PICTURES = 2
-LOOKS = 7
-"""With the frozen model's pictures, no more than 80 are drawn."""
+EARLIEST = 1 / 7
+"""Share of the steps after which a run is looked at first; each further look comes after the same factor."""
 STRENGTHS = (0.6, 0.8, 1.2)
 """At which an adapter is looked at beside 1, when it has been trained."""
 GUIDANCES = (0.7, 1.4)
@@ -179,9 +179,12 @@ class Watch:
 
 
 def is_due(recipe: Recipe, step: int) -> bool:
-    """Whether to look after `step` steps: `LOOKS` times, evenly, and at the end."""
+    """Whether to look after `step` steps: `select.LOOKS` times, the last at the end, more closely early on.
+
+    The more steps a run has done, the less the next ones change.
+    """
     assert recipe.steps is not None, "presets.fill leaves it open for no run"
-    return step == recipe.steps or (step % max(1, recipe.steps // LOOKS) == 0 and recipe.steps - step >= LOOKS)
+    return step in {round(share * recipe.steps) for share in np.geomspace(EARLIEST, 1, select.LOOKS)} - {0}
 
 
 @torch.no_grad()

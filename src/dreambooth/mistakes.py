@@ -131,7 +131,7 @@ def resolution(plan: Plan) -> Found:
 
 
 def duration(plan: Plan) -> Found:
-    """Steps that are too few for the photos, the warm-up or the average."""
+    """Steps that are too few for the photos or the warm-up."""
     recipe, photos = plan.recipe, sum(map(len, plan.photos))
     steps = recipe.steps or 0
     if steps * recipe.batch_size < photos * (1 + recipe.scales):
@@ -139,9 +139,6 @@ def duration(plan: Plan) -> Found:
         yield f"{steps} steps of {recipe.batch_size} do not show all {photos} photos once{scales}: give more --steps"
     if recipe.warmup >= steps > 0 and recipe.warmup:
         yield Objection(f"--warmup {recipe.warmup} lasts as long as the {steps} steps of the run: give less than half")
-    if recipe.ema and 1 / (1 - recipe.ema) > steps:
-        length = f"{1 / (1 - recipe.ema):.0f} steps"
-        yield Objection(f"--ema {recipe.ema:g} averages over {length}, the run has {steps}: give a smaller one")
 
 
 def words(plan: Plan) -> Found:

@@ -16,10 +16,10 @@ from dreambooth.evaluation.statistics import Comparison
 
 Values = npt.NDArray[np.float64]
 
-LEVEL = 0.05
-"""Level of every one-sided test."""
-TOLERATED = 0.1
-"""Share of the frozen model's prompt fidelity that a subject may cost: docs/selection.md."""
+LOOKS = 7
+"""Looks at a run."""
+LEVEL = 0.05 / LOOKS
+"""Level of every one-sided test: all looks together are wronged in fewer than one run of twenty."""
 PATIENCE = 3
 """Looks without a new best after which nothing better can be expected."""
 
@@ -73,8 +73,8 @@ class Choice:
 def choose(looks: Sequence[Look], frozen: Look, chance: float) -> Choice:
     """Choose among looks.
 
-    Of those whose prompt fidelity is not significantly under `1 - TOLERATED` of the frozen model's and that do not
-    copy significantly more than chance, the most like the photos.
+    Of those whose prompt fidelity is not significantly under the frozen model's and that do not copy significantly
+    more than chance, the most like the photos: docs/selection.md.
 
     Args:
         looks: In the order of their steps; at least one.
@@ -128,8 +128,7 @@ def _likeness(look: Look) -> float:
 
 
 def _is_admissible(look: Look, frozen: Look, chance: float) -> bool:
-    least = [(1 - TOLERATED) * value for value in frozen.fidelity]
-    return not _is_less(look.fidelity, least) and not _copies(look, chance)
+    return not _is_less(look.fidelity, frozen.fidelity) and not _copies(look, chance)
 
 
 def _is_less(one: Sequence[float], two: Sequence[float]) -> bool:

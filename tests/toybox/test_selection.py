@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dreambooth import looks
 from dreambooth.evaluation.scoring import Grid
 from dreambooth.planning import make_plans
 from dreambooth.toybox import selection
@@ -31,14 +30,14 @@ def rows(dino: float, loss: dict[str, float] | None = None) -> Rows:
     return merge(found)
 
 
-def test_the_counts_are_those_at_which_it_looks_and_the_default(tmp_path: Path) -> None:
+def test_the_counts_go_up_to_what_selects_and_the_default_is_one_of_them(tmp_path: Path) -> None:
     study = Study(tmp_path)
     arms, default = counts(study, "spotted_dog")
     assert default in arms
     assert default.settings["steps"] == make_plans(study.recipe(Arm(""), "spotted_dog", 0)).recipe.steps
     steps = [int(str(arm.settings["steps"])) for arm in arms]
     assert steps == sorted(steps)
-    assert len(steps) == looks.LOOKS + 1
+    assert len(steps) == selection.COUNTS + 1
     assert steps[-1] == make_plans(study.recipe(SELECT, "spotted_dog", 0)).recipe.steps == 2 * default.settings["steps"]
     assert {arm.chain for arm in arms} == {"fixed"}
     assert len({study.trained(arm, "spotted_dog", 0) for arm in arms}) == 1

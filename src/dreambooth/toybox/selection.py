@@ -1,8 +1,7 @@
 """Does `--select` choose well? `python -m dreambooth.toybox.selection` asks it on the toybox: docs/selection.md.
 
-Every subject is trained with `--select`, and without it, looked at after each of the same steps; and some, both ways,
-for far too many steps. All are judged alike, by pictures that no choice has seen. Interrupted, the same command goes
-on.
+Every subject is trained with `--select`, and without it, judged after several counts of steps; and some, both ways, for
+far too many steps. All are judged alike, by pictures that no choice has seen. Interrupted, the same command goes on.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from dreambooth import looks, planning
+from dreambooth import planning
 from dreambooth.evaluation import statistics
 from dreambooth.files import write_text
 from dreambooth.progress import Lines, hush_libraries
@@ -32,6 +31,8 @@ from dreambooth.toybox.study import (
 
 SELECT = Arm("--select", {"select": True})
 HELD_OUT = "the least held-out loss"
+COUNTS = 7
+"""Fixed counts of steps beside the default one."""
 EXCESS = 4
 """The count of steps that is far too many is so many times the default."""
 SHOWN = ("dino", "truth", "clip_t", "pres", "copying")
@@ -53,12 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def counts(study: Study, subject: str) -> tuple[list[Arm], Arm]:
-    """Return one run without `--select`, as it is after each of the steps at which that looks; and the default one."""
-    chosen, default = (planning.make_plans(study.recipe(arm, subject, 0)).recipe.steps for arm in (SELECT, Arm("")))
-    assert chosen is not None, "presets.fill leaves no steps open"
+    """Return one run without `--select`, as it is after each of several steps up to that one's; and the default one."""
+    most, default = (planning.make_plans(study.recipe(arm, subject, 0)).recipe.steps for arm in (SELECT, Arm("")))
+    assert most is not None, "presets.fill leaves no steps open"
     assert default is not None, "presets.fill leaves no steps open"
-    selecting = study.recipe(SELECT, subject, 0).model_copy(update={"steps": chosen})
-    at = {step for step in range(1, chosen + 1) if looks.is_due(selecting, step)} | {default}
+    at = {number * (most // COUNTS) for number in range(1, COUNTS)} | {default, most}
     arms = {step: Arm(f"{step} steps", {"steps": step}, chain="fixed") for step in sorted(at)}
     return list(arms.values()), arms[default]
 
@@ -97,10 +97,9 @@ def write_up(found: Mapping[str, Rows], fixed: Sequence[str], default: str, size
         "Written by `python -m dreambooth.toybox.selection`.",
         f"{size}. `balance` is the mean of two shares: the way in DINO",
         "from the frozen model's class to the photos, and CLIP-T over the frozen model's. Of `pres` and `copying` less",
-        "is better. Intervals (95 %) are over subjects. The rule's tolerance and patience were set by other pictures",
-        "of each subject's first training. A fixed count ships the weights as they are after it; `--select` may take",
-        f"twice as many as {default}, and looks at, chooses among and ships averages of the weights. Strength and",
-        "guidance are chosen too.",
+        "is better. Intervals (95 %) are over subjects. A fixed count ships the weights as they are after it; `--select`",
+        f"may take twice as many as {default}, and looks at, chooses among and ships averages of the weights. It chooses",
+        "the strength and the guidance too.",
         "",
         *HEAD,
         *(_row(name, values[name], found.get(name)) for name in [*fixed, HELD_OUT, SELECT.name]),

@@ -30,10 +30,12 @@ from dreambooth.evaluation.runs import Evaluation, evaluate
 from dreambooth.evaluation.scoring import alone
 from dreambooth.evaluation.statistics import Estimate, Scores
 from dreambooth.files import remove_folder
+from dreambooth.looks import EARLIEST, GUIDANCES, STRENGTHS
 from dreambooth.paths import cache_root
 from dreambooth.progress import Reporter, Silent, hush_libraries
 from dreambooth.recipe import Recipe
 from dreambooth.run import Run
+from dreambooth.select import LEVEL, LOOKS, PATIENCE
 from dreambooth.toybox import SUBJECTS, held_out
 from dreambooth.toybox.stock import class_of, first_photos, photos_of_others, with_masks
 from dreambooth.training import train
@@ -225,6 +227,7 @@ class Study:
         filled = plans.recipe
         drawn = [filled.steps, filled.inference_steps, filled.guidance, filled.sampler, self.scenes, self.count]
         drawn += [] if filled.consistency is None else ["consistency", filled.consistency]
+        drawn += [str((LOOKS, EARLIEST, LEVEL, PATIENCE, STRENGTHS, GUIDANCES))] if filled.select else []
         return hashlib.sha256(json.dumps([plans.identity(filled), *drawn]).encode()).hexdigest()[:16]
 
     def recipe(self, arm: Arm, subject: str, seed: int) -> Recipe:
