@@ -56,7 +56,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a further resolution too large": ({"more_resolutions": [256]}, "--more-resolutions 256 is far from the 64"),
     "a resolution given twice": ({"more_resolutions": [64]}, "--more-resolutions 64 is learnt at already"),
     "a warm-up as long as the run": ({"steps": 20, "warmup": 20}, "lasts as long as"),
-    "an average over more than the run": ({"steps": 50, "ema": 0.999}, "averages over 1000 steps"),
     "a class noun with an article": ({"subjects": [{**DOG, "class_noun": "a dog"}]}, "give 'dog'"),
     "an identifier in the class noun": (
         {"subjects": [{**DOG, "class_noun": "phol dog", "identifier": "phol"}]},

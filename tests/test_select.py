@@ -59,15 +59,14 @@ def test_a_look_that_forgets_its_prompts_is_not_chosen() -> None:
     assert choice.admissible == (10,)
 
 
-@pytest.mark.parametrize(("fidelity", "step"), [(0.399, 20), (0.37, 20), (0.358, 20), (0.34, 10)])
-def test_a_tenth_of_the_fidelity_and_noise_forbid_nothing(fidelity: float, step: int) -> None:
-    """Nine tenths of the frozen model's are 0.36."""
+@pytest.mark.parametrize(("fidelity", "step"), [(0.42, 20), (0.399, 20), (0.395, 20), (0.37, 10)])
+def test_fidelity_within_the_noise_forbids_nothing(fidelity: float, step: int) -> None:
     assert choose([look(10, 0.3), look(20, 0.6, fidelity=fidelity)], FROZEN, CHANCE).look.step == step
 
 
-@pytest.mark.parametrize(("copies", "step"), [(5, 20), (6, 10)])
+@pytest.mark.parametrize(("copies", "step"), [(6, 20), (7, 10)])
 def test_copies_beyond_chance_are_not_chosen(copies: int, step: int) -> None:
-    """Of 8 pictures, 6 copies or more happen with a chance of 2 %, 5 or more with one of 9 %."""
+    """Of 8 pictures, 6 copies or more happen with a chance of 2 %, 7 or more with one of 0.3 %; looks are seven."""
     assert choose([look(10, 0.3), look(20, 0.6, copies=copies)], FROZEN, CHANCE).look.step == step
 
 
@@ -146,10 +145,15 @@ def test_what_ships_is_what_training_so_far_would_have_shipped(
     monkeypatch.setattr(select, "setting", lambda seen, *given: (sorted(seen)[-3], "a test"))
     selected = run_with(tiny_sd, tmp_path / "selected", photos, "--select")
     told = selected.info["selection"]
-    drawn = generation.find(selected.path)
-    assert told["strength"] == drawn.strength == 0.8
-    assert told["guidance"] == drawn.defaults.guidance == 0.7 * (selected.recipe.guidance or 0)
-    assert json.loads((selected.path / "samples" / "manifest.json").read_text())["guidance"] == told["guidance"]
+    assert told["strength"] == 0.8
+    assert (
+        told["guidance"]
+        == generation.find(selected.path).defaults.guidance
+        == round(0.7 * (selected.recipe.guidance or 0), 2)
+    )
+    assert told["pictures"] == (1 + 7 + 3 + 2) * (looks.SCENES + looks.CLASS_PICTURES)
+    usual = json.loads((selected.path / "samples" / "manifest.json").read_text())
+    assert usual["guidance"] == selected.recipe.guidance  # before and after training alike
     assert [each["step"] for each in told["looks"]] == [2, 3, 4, 5, 7, 10, 14]
     assert len(told["looks"][0]["identity"]) == looks.SCENES
     assert told["step"] == 4
@@ -157,7 +161,8 @@ def test_what_ships_is_what_training_so_far_would_have_shipped(
     averaged = {"inference_steps": 2, "learning_rate": 1e-3, "ema": selected.recipe.ema}
     assert calls.train(photos, tiny_sd, out=tmp_path / "early", steps=4, **averaged).status == 0
     expected = weights(Run.open(tmp_path / "early"))
-    assert all(torch.equal(weight, expected[name]) for name, weight in weights(selected).items())
+    for name, weight in weights(selected).items():
+        assert torch.equal(weight, expected[name] * (0.8 if "lora_B" in name else 1.0))
     lines = [(run.path / "steps.jsonl").read_text().splitlines() for run in (selected, shorter)]
     assert [json.loads(line)["loss"] for line in lines[0]] == [json.loads(line)["loss"] for line in lines[1]]
 
@@ -178,9 +183,9 @@ def test_it_stops_when_nothing_gets_better_and_goes_on_the_same_when_asked_again
     photos = make_photos(tmp_path / "photos")
     monkeypatch.setattr(select, "is_over", lambda made, *given: len(made) >= 2)
     run = run_with(tiny_sd, tmp_path / "one", photos, "--select")
-    assert run.info["selection"]["trained"] == 4
+    assert run.info["selection"]["trained"] == 3
     before = weights(run)
     run.update(finished=False)
     again = run_with(tiny_sd, tmp_path / "one", photos, "--select")
-    assert again.info["selection"]["trained"] == 4
+    assert again.info["selection"]["trained"] == 3
     assert all(torch.equal(weight, before[name]) for name, weight in weights(again).items())

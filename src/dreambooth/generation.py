@@ -171,8 +171,7 @@ def find(name: str | Path, adapters: Sequence[str] = ()) -> Target:
         f"the base model {recipe.model} is not the one that {run.path} was trained on: put that one back",
     )
     strengths = [strength for other, strength in given if _is_same(other, run)]
-    measured = run.info.get("selection", {}).get("strength", 1.0)
-    strength = [measured, *strengths][-1] if recipe.has_strength else None
+    strength = [1.0, *strengths][-1] if recipe.has_strength else None
     extras = [(other, strength) for other, strength in given if not _is_same(other, run)]
     own_fits = not (extras or files) or not recipe.has_adapter or recipe.is_lora
     _require(own_fits, f"{run.path} is a run of {_kind(run)}, which goes with no other adapter: leave --adapter out")
@@ -282,12 +281,12 @@ def _pictures(texts: Sequence[str], seeds: Sequence[int], target: Target) -> lis
 
 
 def _clashes(target: Target) -> Iterator[str]:
-    """Say which runs' subjects have one name; two runs on the same photos have one subject."""
+    """Say which runs' subjects have one name; runs that share a photo share the subject."""
     owners: dict[str, Run] = {}
     for run, _ in target.adapters:
         for name in run.info["identifiers"]:
             owner = owners.setdefault(name, run)
-            if _photos(owner) != _photos(run):
+            if _photos(owner).isdisjoint(_photos(run)):
                 mend = "no prompt can tell them apart: train one of them anew with another --identifier"
                 yield f"'{name}' is the subject of {owner.path}, and another one of {run.path}: {mend}"
 

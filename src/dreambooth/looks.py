@@ -24,7 +24,7 @@ from dreambooth.files import atomic
 from dreambooth.job import Job
 from dreambooth.models import CLIP_ENCODER, IDENTITY_ENCODER
 from dreambooth.precision import storage_dtype
-from dreambooth.recipe import Recipe
+from dreambooth.recipe import Recipe, Subject
 from dreambooth.sampling import Sampling, draw
 from dreambooth.select import Choice, Look
 
@@ -58,11 +58,13 @@ class Watch:
         sampling: How pictures are drawn.
         identity: Tells subjects apart.
         clip: Has pictures and texts in one space.
-        photos_RD: Rows of the photos by `identity`.
+        photos_SRD: Rows of each subject's photos by `identity`.
+        owner_N: Index of the subject that each text has, or the class of.
         words_SD: Rows of the prompts with the class noun alone by `clip`.
         frozen: The frozen model's look.
         chance: Share of copies among pictures that copy nothing.
         seconds: Time that looking took.
+        drawn: Pictures that were drawn for it.
     """
 
     folder: Path
@@ -70,12 +72,14 @@ class Watch:
     sampling: Sampling
     identity: Encoder
     clip: Encoder
-    photos_RD: Rows
+    photos_SRD: Sequence[Rows]
+    owner_N: Sequence[int]
     words_SD: Rows
     chance: float
     frozen: Look = field(init=False)
     looks: list[Look] = field(default_factory=list)
     seconds: float = 0.0
+    drawn: int = 0
 
     @property
     def choice(self) -> Choice:
@@ -127,7 +131,7 @@ class Watch:
         def seen(value: float) -> Look:
             return self._score(self._draw(pipe, self.texts, replace(self.sampling, guidance=value)), chosen.step)
 
-        return self._try("guidance", seen, [share * usual for share in GUIDANCES], usual, chosen)
+        return self._try("guidance", seen, [round(share * usual, 2) for share in GUIDANCES], usual, chosen)
 
     def _try(
         self, name: str, seen: Callable[[float], Look], values: Sequence[float], usual: float, chosen: Look
@@ -162,19 +166,23 @@ class Watch:
         self, pipe: DiffusionPipeline, texts: Sequence[str], sampling: Sampling | None = None
     ) -> list[Image.Image]:
         generators = [samples.image_generator(index) for index in range(len(texts))]
+        self.drawn += len(texts)
         return list(draw(pipe, texts, generators, sampling or self.sampling))
 
     def _score(self, images: Sequence[Image.Image], step: int) -> Look:
         likeness_ND, meaning_ND = (_embed(encoder, images) for encoder in (self.identity, self.clip))
         count = len(self.words_SD)
-        copying = metrics.copying(likeness_ND[:count], self.photos_RD)
-        to_photos_N = metrics.to_references(likeness_ND, self.photos_RD)
+        likeness_N, copied_N = np.zeros(len(images)), np.zeros(len(images), bool)
+        for subject, photos_RD in enumerate(self.photos_SRD):
+            own_N = np.array(self.owner_N) == subject
+            likeness_N[own_N] = metrics.to_references(likeness_ND[own_N], photos_RD)
+            copied_N[own_N] = metrics.copying(likeness_ND[own_N], photos_RD).excess_G > 0
         return Look(
             step,
-            tuple(to_photos_N[:count].tolist()),
+            tuple(likeness_N[:count].tolist()),
             tuple(metrics.to_text(meaning_ND[:count], self.words_SD).tolist()),
-            tuple((copying.excess_G > 0).tolist()),
-            tuple(to_photos_N[count:].tolist()),
+            tuple(copied_N[:count].tolist()),
+            tuple(likeness_N[count:].tolist()),
         )
 
 
@@ -195,25 +203,28 @@ def begin(job: Job) -> Watch:
         UserError: The encoders cannot be had.
     """
     began = time.monotonic()
-    recipe, subject = job.recipe, job.recipe.subjects[0]
+    recipe, subjects = job.recipe, job.recipe.subjects
     card, device = job.plans.source.card, str(job.accelerator.device)
     identity = encoders.load(card.identity_encoder if card else IDENTITY_ENCODER, device)
     clip = encoders.load(card.clip_encoder if card else CLIP_ENCODER, device)
-    scenes = _scenes(subject.class_noun)
-    names = [each.identifier or "" for each in recipe.subjects]
-    called = prompts.fill(prompts.label(recipe.label, subject.class_noun), names).removeprefix("a ")
-    plain = [prompt.text(subject.class_noun) for prompt in scenes]
-    bare = [prompts.class_prompt(subject.class_noun)] * CLASS_PICTURES
-    photos_RD = embeddings.embed_files(identity, [photo.path for photo in job.photos[0]])
+    owners = (
+        [index % len(subjects) for index in range(SCENES)],
+        [index % len(subjects) for index in range(CLASS_PICTURES)],
+    )
+    scenes = [(subjects[owner], _scenes(subjects[owner].class_noun)[index]) for index, owner in enumerate(owners[0])]
+    plain = [scene.text(subject.class_noun) for subject, scene in scenes]
+    bare = [prompts.class_prompt(subjects[owner].class_noun) for owner in owners[1]]
+    photos_SRD = [embeddings.embed_files(identity, [photo.path for photo in pool]) for pool in job.photos]
     watch = Watch(
         job.run.path / "looks",
-        [prompt.text(called) for prompt in scenes] + bare,
+        [scene.text(_called(recipe, subject)) for subject, scene in scenes] + bare,
         samples.settings(recipe),
         identity,
         clip,
-        photos_RD,
+        photos_SRD,
+        owners,
         embeddings.embed_texts(clip, plain),
-        2 / (len(photos_RD) + 1),
+        float(np.mean([2 / (len(photos_RD) + 1) for photos_RD in photos_SRD])),
     )
     watch.frozen = watch._score(watch._draw(job.pipe, plain + bare), 0)
     watch.seconds = time.monotonic() - began
@@ -251,6 +262,11 @@ def park(job: Job) -> None:
     for part in placing.parts(job.pipe):
         if not any(part is each for each in used):
             part.to("cpu")
+
+
+def _called(recipe: Recipe, subject: Subject) -> str:
+    """Return what a subject is called in a prompt: "ohwx dog"."""
+    return prompts.fill(prompts.label(recipe.label, subject.class_noun), [subject.identifier or ""]).removeprefix("a ")
 
 
 def _scenes(class_noun: str) -> list[dreambench.Prompt]:

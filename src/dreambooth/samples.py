@@ -75,7 +75,10 @@ def settings(recipe: Recipe) -> Sampling:
 
 
 def shipped(run: Run) -> Sampling:
-    """Return how a finished run's pictures are drawn: as its recipe says, with the guidance that it has chosen."""
+    """Return how pictures of a finished run are drawn: as its recipe says, with the guidance that it has chosen.
+
+    Its own before and after training are not, so that they differ in what was learned alone.
+    """
     usual = settings(run.recipe)
     return replace(usual, guidance=run.info.get("selection", {}).get("guidance", usual.guidance))
 
@@ -99,7 +102,7 @@ def _draw(run: Run, pipe: DiffusionPipeline, recipe: Recipe, reporter: Reporter,
     if there:
         return
     # All of them, even if some are there: an image's last bit depends on how many are drawn beside it.
-    sampling = settings(recipe) if role == "before" else shipped(run)
+    sampling = settings(recipe)
     generators = [image_generator(shot.seed) for shot in wanted]
     for shot, image in zip(wanted, draw(pipe, [s.text for s in wanted], generators, sampling), strict=True):
         with atomic(run.samples / shot.file) as temporary:

@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from dreambooth import (
+    adapters,
     environment,
     families,
     fitting,
@@ -278,7 +279,7 @@ def _watch(job: Job) -> Watch | None:
 
 
 def _tune(job: Job, watch: Watch, pipe: DiffusionPipeline) -> None:
-    """Choose how strongly what was shipped is put on, and the guidance that it is drawn with."""
+    """Choose how strong the shipped adapter is, and the guidance that it is drawn with."""
     selection = job.run.info["selection"]
     look = next(look for look in watch.looks if look.step == selection["step"])
     ways = [watch.strength] if job.recipe.has_strength else []
@@ -287,9 +288,11 @@ def _tune(job: Job, watch: Watch, pipe: DiffusionPipeline) -> None:
     for way in ways:
         found = way(pipe, look)
         look = found.look
+        if found.name == "strength" and found.value != 1:
+            adapters.strengthen(job.run.adapter, found.value)
         job.reporter.say(f"{found.name} {found.value:g} chosen: {found.reason}")
         selection |= {found.name: found.value, f"{found.name}_reason": found.reason}
-    job.run.update(selection={**selection, "seconds": round(watch.seconds, 1)})
+    job.run.update(selection={**selection, "seconds": round(watch.seconds, 1), "pictures": watch.drawn})
 
 
 def _ship(job: Job) -> None:
