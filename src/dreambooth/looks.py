@@ -207,13 +207,11 @@ def begin(job: Job) -> Watch:
     card, device = job.plans.source.card, str(job.accelerator.device)
     identity = encoders.load(card.identity_encoder if card else IDENTITY_ENCODER, device)
     clip = encoders.load(card.clip_encoder if card else CLIP_ENCODER, device)
-    owners = (
-        [index % len(subjects) for index in range(SCENES)],
-        [index % len(subjects) for index in range(CLASS_PICTURES)],
-    )
-    scenes = [(subjects[owner], _scenes(subjects[owner].class_noun)[index]) for index, owner in enumerate(owners[0])]
+    owners = [index % len(subjects) for index in (*range(SCENES), *range(CLASS_PICTURES))]
+    shown = [(subjects[owner], index) for index, owner in enumerate(owners[:SCENES])]
+    scenes = [(subject, _scenes(subject.class_noun)[index]) for subject, index in shown]
     plain = [scene.text(subject.class_noun) for subject, scene in scenes]
-    bare = [prompts.class_prompt(subjects[owner].class_noun) for owner in owners[1]]
+    bare = [prompts.class_prompt(subjects[owner].class_noun) for owner in owners[SCENES:]]
     photos_SRD = [embeddings.embed_files(identity, [photo.path for photo in pool]) for pool in job.photos]
     watch = Watch(
         job.run.path / "looks",
