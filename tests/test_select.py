@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dreambooth import generation, looks, select
+from dreambooth import adapters, generation, looks, select
 from dreambooth.evaluation import encoders
 from dreambooth.run import Run
 from dreambooth.select import Look, choose, is_over
@@ -189,3 +193,53 @@ def test_it_stops_when_nothing_gets_better_and_goes_on_the_same_when_asked_again
     again = run_with(tiny_sd, tmp_path / "one", photos, "--select")
     assert again.info["selection"]["trained"] == 3
     assert all(torch.equal(weight, before[name]) for name, weight in weights(again).items())
+
+
+@pytest.mark.usefixtures("judged")
+def test_every_subject_of_a_run_is_looked_at(tiny_sd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Sequence[str]] = []
+    draw = looks.draw
+
+    def noted(pipe: DiffusionPipeline, texts: Sequence[str], *given: Any) -> Iterator[Image.Image]:
+        asked.append(texts)
+        return draw(pipe, texts, *given)
+
+    monkeypatch.setattr(looks, "draw", noted)
+    for index, name in enumerate(("one", "two")):
+        torch.manual_seed(index)
+        make_photos(tmp_path / name)
+    named = (f"phol={tmp_path / 'one'}:dog", f"ohwx={tmp_path / 'two'}:mug")
+    flags = calls.flags(steps=2, inference_steps=2)
+    assert calls.call("train", *named, "--model", tiny_sd, "--out", tmp_path / "run", "--select", *flags).status == 0
+    frozen, tuned = asked[0], asked[1]
+    assert [text.count("phol dog") + 2 * text.count("ohwx mug") for text in tuned] == [1, 2] * 4 + [0, 0]
+    assert frozen == [text.replace("phol ", "").replace("ohwx ", "") for text in tuned]
+    assert tuned[-2:] == ["a dog", "a mug"]
+
+
+@pytest.mark.usefixtures("judged")
+def test_a_whole_model_has_no_strength_to_choose(tiny_sd: Path, tmp_path: Path) -> None:
+    photos, flags = make_photos(tmp_path / "photos"), ("--select", "--method", "full")
+    assert calls.train(photos, tiny_sd, *flags, out=tmp_path / "run", steps=2, inference_steps=2).status == 0
+    run = Run.open(tmp_path / "run")
+    told = run.info["selection"]
+    assert "strength" not in told
+    assert told["guidance"] == generation.find(run.path).defaults.guidance
+
+
+@pytest.mark.parametrize("adapter", ["lora", "dora", "lokr"])
+def test_an_adapter_that_was_made_weaker_is_the_adapter_at_that_strength(
+    adapter: str, tiny_sd: Path, tmp_path: Path
+) -> None:
+    photos, run, weaker = make_photos(tmp_path / "photos"), tmp_path / "run", tmp_path / "weaker"
+    given = {"inference_steps": 2, "learning_rate": 1e-2, "targets": "attention", "steps": 6}
+    assert calls.train(photos, tiny_sd, "--adapter", adapter, out=run, **given).status == 0
+    shutil.copytree(run, weaker)
+    adapters.strengthen(weaker / "adapter", 0.5)
+    pictures = [
+        generation.generate(target, ["a [V] dog"], out=tmp_path / name, adapters=strength)
+        for name, target, strength in (("a", run, [f"{run}=0.5"]), ("b", weaker, []), ("c", run, []))
+    ]
+    half, weak, whole = (np.asarray(Image.open(next(folder.glob("00-*.png")))).astype(int) for folder in pictures)
+    assert np.abs(weak - half).max() <= 1
+    assert np.abs(whole - half).max() > 1
