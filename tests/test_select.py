@@ -213,7 +213,7 @@ def test_every_subject_of_a_run_is_looked_at(tiny_sd: Path, tmp_path: Path, monk
     assert calls.call("train", *named, "--model", tiny_sd, "--out", tmp_path / "run", "--select", *flags).status == 0
     frozen, tuned = asked[0], asked[1]
     assert [text.count("phol dog") + 2 * text.count("ohwx mug") for text in tuned] == [1, 2] * 4 + [0, 0]
-    assert frozen == [text.replace("phol ", "").replace("ohwx ", "") for text in tuned]
+    assert frozen == [text.replace("phol ", "").replace("an ohwx ", "a ") for text in tuned]
     assert tuned[-2:] == ["a dog", "a mug"]
 
 
