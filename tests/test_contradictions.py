@@ -26,6 +26,10 @@ def filled(model: Path, **values: Any) -> Recipe:
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({**FULL, "rank": 4}, "--rank is a setting of a LoRA"),
+    (
+        {"subjects": [SUBJECT, {**SUBJECT, "class_noun": "mug"}], "prior_images": "others"},
+        "--prior-images is one folder, and the subjects are of several classes (dog, mug)",
+    ),
     ({"ema_profiles": True, "ema": 0.9}, "--ema-profiles averages what is averaged already: leave it out, or --ema"),
     ({"ema_profiles": True, "select": True}, "--ema-profiles averages all steps, and --select ships an earlier one"),
     (

@@ -53,11 +53,12 @@ def test_photos_are_learned_under_the_label(label: str | None, captions: list[st
 
 def test_the_runs_own_pictures_follow_the_label() -> None:
     drawn = samples.shots(recipe(label="a [V]", samples=1), "after")
-    assert [shot.text for shot in drawn if shot.kind == "subject"] == ["a ohwx"]
-    assert [shot.text for shot in drawn if shot.kind == "class"] == ["a dog"]
+    assert [shot.text for shot in drawn if shot.kind == "subject"] == ["a ohwx", "a phol"]
+    assert [shot.text for shot in drawn if shot.kind == "class"] == ["a dog", "an old teapot"]
     scenes = [shot.text for shot in drawn if shot.kind == "scene"]
     assert scenes[0] == "a ohwx on the beach"
-    assert scenes[-1] == "a painting of a ohwx"
+    assert scenes[-1] == "a painting of a phol"
+    assert len(scenes) == 2 * len(prompts.SCENES)
     assert prompts.scenes("a [V] dog")[1] == "a [V] dog in the snow"
 
 

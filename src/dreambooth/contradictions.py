@@ -64,6 +64,9 @@ def _of_losses(recipe: Recipe) -> Iterator[tuple[bool, str]]:
     yield bool(recipe.prior_dropout) and recipe.prior_weight == 0, nowhere
     folder = "--prior-loss parent learns from the photos: leave out --prior-images, or use --prior-loss distilled"
     yield prior == "parent" and recipe.prior_images is not None, folder
+    nouns = list(dict.fromkeys(subject.class_noun for subject in recipe.subjects))
+    shared = f"--prior-images is one folder, and the subjects are of several classes ({', '.join(nouns)}): leave it out"
+    yield len(nouns) > 1 and recipe.prior_images is not None, shared
     guided, alone = recipe.consistency is not None, "--consistency leaves out a LoRA of the denoiser"
     yield guided and recipe.method != "lora", f"{alone}: use --method lora, or leave it out"
     encoder = f"{alone}, and a text encoder would stay trained: leave out --train-text-encoder"

@@ -177,7 +177,10 @@ def find(name: str | Path, adapters: Sequence[str] = ()) -> Target:
     _require(own_fits, f"{run.path} is a run of {_kind(run)}, which goes with no other adapter: leave --adapter out")
     for other, _ in extras:
         _require_lora_file(other)
-    return Target(str(run.path), source, run, strength, extras, samples.shipped(run), files)
+    guidance = run.info.get("selection", {}).get("guidance", recipe.guidance)
+    own = {"sampler": recipe.sampler, "steps": recipe.inference_steps, "guidance": guidance}
+    defaults = _override(_defaults(source), size=recipe.resolution, consistency=recipe.consistency, **own)
+    return Target(str(run.path), source, run, strength, extras, defaults, files)
 
 
 def load(target: Target) -> DiffusionPipeline:

@@ -63,9 +63,16 @@ def require_label(template: str) -> str:
     return template
 
 
-def label(template: str, class_noun: str) -> str:
-    """Return the one caption of every photo, with the class noun in place of `{class}`: "a [V] dog"."""
-    return template.replace("{class}", class_noun)
+def label(template: str, class_noun: str, index: int = 0) -> str:
+    """Return the one caption of every photo of a subject, with the class noun in place of `{class}`: "a [V] dog".
+
+    Args:
+        template: With `[V]`, and `{class}` or not.
+        class_noun: The subject's.
+        index: Number of the subject in its run, from 0; the second's is "a [V2] mug".
+    """
+    named = template.replace("[V]", f"[V{index + 1}]") if index else template
+    return named.replace("{class}", class_noun)
 
 
 def scenes(label: str) -> tuple[str, ...]:

@@ -106,16 +106,18 @@ def _step(line: str) -> Json | None:
 def _story(record: Record) -> Json:
     """Everything the template tells."""
     recipe, run = record.recipe, record.run
-    subject = (recipe.get("subjects") or [{}])[0]
-    noun = str(run.get("class") or subject.get("class_noun") or "subject")
+    subjects = recipe.get("subjects") or [{}]
+    noun = str(run.get("class") or subjects[0].get("class_noun") or "subject")
+    nouns = [noun, *(str(each.get("class_noun")) for each in subjects[1:])]
     photos = _photos(record, noun)
     seconds = sum(step.get("seconds") or 0.0 for step in record.steps)
     return {
         "folder": str(record.folder),
         "noun": noun,
-        "class_prompt": class_prompt(noun),
+        "labels": [label(recipe.get("label") or LABEL, each, index) for index, each in enumerate(nouns)],
+        "class_prompts": list(dict.fromkeys(map(class_prompt, nouns))),
         "scene": scenes(label(recipe.get("label") or LABEL, noun))[0],
-        "identifier": run.get("identifier") or subject.get("identifier"),
+        "identifiers": run.get("identifiers") or [each.get("identifier") for each in subjects],
         "model": {"name": recipe.get("model") or "an unnamed model", "family": ""} | (run.get("model") or {}),
         "recipe": recipe,
         "run": run,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import cast
 
 import torch
@@ -57,13 +57,14 @@ def image_generator(seed: int) -> torch.Generator:
 def shots(recipe: Recipe, role: str) -> list[Shot]:
     """List the pictures of a run: the same seeds before and after; scenes only after."""
     names = [subject.identifier or "" for subject in recipe.subjects]
-    noun = recipe.subjects[0].class_noun
-    seeds = range(recipe.samples)
-    label = prompts.label(recipe.label, noun)
-    pairs = [("subject", label), ("class", prompts.class_prompt(noun))]
-    listed = [(kind, text, seed) for kind, text in pairs for seed in seeds]
+    nouns = [subject.class_noun for subject in recipe.subjects]
+    labels = [prompts.label(recipe.label, noun, index) for index, noun in enumerate(nouns)]
+    pairs = [("subject", label) for label in labels]
+    pairs += [("class", prompts.class_prompt(noun)) for noun in dict.fromkeys(nouns)]
+    listed = [(kind, text, seed) for kind, text in pairs for seed in range(recipe.samples)]
     if role == "after":
-        listed += [("scene", text, 0) for text in (recipe.scenes or prompts.scenes(label))]
+        scenes = recipe.scenes or [scene for label in labels for scene in prompts.scenes(label)]
+        listed += [("scene", text, 0) for text in scenes]
     return [Shot(text, prompts.fill(text, names), seed, role, kind) for kind, text, seed in listed]
 
 
@@ -72,15 +73,6 @@ def settings(recipe: Recipe) -> Sampling:
     values = (recipe.sampler, recipe.inference_steps, recipe.guidance, recipe.resolution)
     assert None not in values, "presets.fill leaves none open"
     return Sampling(*cast(tuple[str, int, float, int], values), consistency=recipe.consistency)
-
-
-def shipped(run: Run) -> Sampling:
-    """Return how pictures of a finished run are drawn: as its recipe says, with the guidance that it has chosen.
-
-    Its own before and after training are not, so that they differ in what was learned alone.
-    """
-    usual = settings(run.recipe)
-    return replace(usual, guidance=run.info.get("selection", {}).get("guidance", usual.guidance))
 
 
 def draw_before(run: Run, pipe: DiffusionPipeline, recipe: Recipe, reporter: Reporter) -> None:

@@ -72,12 +72,20 @@ def test_two_subjects_from_the_command_line(tiny_sd: Path, tmp_path: Path) -> No
         torch.manual_seed(index)
         make_photos(tmp_path / name)
     named = (f"phol={tmp_path / 'one'}:dog", f"{tmp_path / 'two'}:mug")
-    done = calls.call("train", *named, "--model", tiny_sd, "--out", tmp_path / "run", *calls.flags(inference_steps=2))
+    done = calls.call(
+        "train", *named, "--model", tiny_sd, "--out", tmp_path / "run", *calls.flags(inference_steps=2, samples=1)
+    )
     assert done.status == 0, done
     recipe = Run.open(tmp_path / "run").recipe
     assert [subject.class_noun for subject in recipe.subjects] == ["dog", "mug"]
     assert recipe.subjects[0].identifier == "phol"
     assert recipe.subjects[1].identifier not in (None, "phol")
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "<h1>a <span>[V]</span> dog, a <span>[V2]</span> mug</h1>" in page
+    assert "“a dog” and “a mug”, before and after" in page
+    drawn = json.loads((tmp_path / "run" / "samples" / "manifest.json").read_text())["images"]
+    assert {each["prompt"] for each in drawn if each["kind"] == "subject"} == {"a [V] dog", "a [V2] mug"}
+    assert sum(each["prompt"].startswith("a [V2] mug ") for each in drawn) == 4  # of five scenes, one is a painting
     (tmp_path / "p.yaml").write_text("- a [V] dog in the snow\n")
     encoders = ("--identity-encoder", "toybox-identity", "--clip-encoder", "toybox-clip")
     plan = ("--prompts", tmp_path / "p.yaml", "--count", 2, "--class-count", 3)

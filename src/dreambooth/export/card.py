@@ -102,8 +102,10 @@ def _copy_pictures(run: Run, folder: Path) -> list[tuple[str, str]]:
 def _story(run: Run) -> str:
     recipe, info = run.recipe, run.info
     what = {"lora": "A LoRA", "full": "A fully fine-tuned model"}.get(recipe.method, "A learned token")
+    count = len(recipe.subjects)
+    drawn, them = ("one subject", "it") if count == 1 else (f"{count} subjects", "them")
     return (
-        f"{what} that draws one subject, trained on {len(info['photos'])} photos of it from {info['model']['name']}. "
+        f"{what} that draws {drawn}, trained on {len(info['photos'])} photos of {them} from {info['model']['name']}. "
         f"Write `{trigger(run)}` in the prompt."
     )
 
@@ -149,6 +151,8 @@ def _facts(run: Run) -> str:
         "run": info["identity"],
         "trained with": f"dreambooth {__version__}",
     }
+    if "guidance" in info.get("selection", {}):
+        rows["guidance of its scores"] = f"{info['selection']['guidance']:g}"
     if recipe.consistency is not None:
         how = f"consistency guidance {recipe.consistency:g}, which `dreambooth generate` has"
         rows["its pictures and scores are with"] = how

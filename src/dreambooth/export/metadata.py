@@ -28,10 +28,11 @@ PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
 
 
 def trigger(run: Run) -> str:
-    """Return the words that call a run's subject up: "a ohwx dog"."""
+    """Return the words that call a run's subject up, "a ohwx dog"; of several subjects "a ohwx dog, a phol mug"."""
     recipe = run.recipe
-    subject = recipe.subjects[0]
-    return fill(label(recipe.label, subject.class_noun), [str(each.identifier) for each in recipe.subjects])
+    names = [str(each.identifier) for each in recipe.subjects]
+    labels = [label(recipe.label, each.class_noun, index) for index, each in enumerate(recipe.subjects)]
+    return ", ".join(fill(each, names) for each in labels)
 
 
 def model_spec(run: Run, pipe: DiffusionPipeline, licence: str | None, adapter: str | None) -> dict[str, str]:
