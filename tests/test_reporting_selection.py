@@ -28,6 +28,7 @@ def test_a_run_that_did_not_select_has_no_such_section() -> None:
 def test_marks_stand_where_their_figures_are() -> None:
     story = selection_story(selection())
     assert story["drawn"] == 4 * (6 + 2)
+    assert story["tried"] == {"strength": [], "guidance": []}
     likeness, fidelity = story["tracks"]
     heights = [y for _, y, _, _ in likeness.marks]
     assert heights == sorted(heights, reverse=True)
@@ -41,3 +42,12 @@ def test_marks_stand_where_their_figures_are() -> None:
     values = [mean(each["identity"]) for each in selection()["looks"]]
     scale = (heights[0] - heights[1]) / (values[1] - values[0])
     assert (heights[1] - heights[2]) / (values[2] - values[1]) == pytest.approx(scale)
+
+
+def test_what_was_tried_is_told_with_its_intervals() -> None:
+    tried = [{"value": value, **look(120, value / 2, 0.4), "copies": [True] + [False] * 5} for value in (0.8, 1.0)]
+    story = selection_story({**selection(), "strength": 1.0, "strength_looks": tried})
+    (weaker, usual), nothing = story["tried"]["strength"], story["tried"]["guidance"]
+    assert (weaker[0], usual[0], nothing) == (0.8, 1.0, [])
+    assert weaker[1].startswith("0.4")
+    assert usual[3] == "1 of 6"

@@ -155,6 +155,8 @@ def test_what_ships_is_what_training_so_far_would_have_shipped(
         == generation.find(selected.path).defaults.guidance
         == round(0.7 * (selected.recipe.guidance or 0), 2)
     )
+    assert [each["value"] for each in told["strength_looks"]] == [0.6, 0.8, 1.0, 1.2]
+    assert len(told["guidance_looks"]) == 3
     assert told["pictures"] == (1 + 7 + 3 + 2) * (looks.SCENES + looks.CLASS_PICTURES)
     usual = json.loads((selected.path / "samples" / "manifest.json").read_text())
     assert usual["guidance"] == selected.recipe.guidance  # before and after training alike

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,12 +41,24 @@ GUIDANCES = (0.7, 1.4)
 
 @dataclass(frozen=True)
 class Setting:
-    """How what is shipped is drawn with: the setting's name and value, its look, and why it was chosen."""
+    """A setting of what ships, such as its strength.
+
+    Attributes:
+        name: Of the setting.
+        value: That was chosen.
+        looks: At all values that were tried.
+        reason: One sentence.
+    """
 
     name: str
     value: float
-    look: Look
+    looks: dict[float, Look]
     reason: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as plain values, by names of its own."""
+        tried = [{"value": value, **look.as_json()} for value, look in sorted(self.looks.items())]
+        return {self.name: self.value, f"{self.name}_reason": self.reason, f"{self.name}_looks": tried}
 
 
 @dataclass
@@ -140,7 +153,7 @@ class Watch:
         looked = {usual: chosen, **{value: seen(value) for value in values}}
         best, reason = select.setting(looked, usual, name, self.frozen, self.chance)
         self.seconds += time.monotonic() - began
-        return Setting(name, best, looked[best], reason)
+        return Setting(name, best, looked, reason)
 
     def put(self, weights: Mapping[str, Tensor]) -> Choice:
         """Put the chosen weights in the place of the last; the others are forgotten."""

@@ -1,4 +1,4 @@
-"""The story of a run that was looked at while it trained: two curves, the step and the strength that were chosen."""
+"""The story of a run that was looked at while it trained: two curves, the step, the strength and the guidance."""
 
 from __future__ import annotations
 
@@ -43,7 +43,14 @@ def selection_story(selection: Json) -> Json:
         _track(selection, "fidelity", "prior", "Likeness to the prompts"),
     ]
     drawn = sum(len(look["identity"]) + len(look["drift"]) for look in [selection["frozen"], *selection["looks"]])
-    return {**selection, "tracks": tracks, "drawn": drawn}
+    tried = {name: [_tried(look) for look in selection.get(f"{name}_looks", [])] for name in ("strength", "guidance")}
+    return {**selection, "tracks": tracks, "drawn": drawn, "tried": tried}
+
+
+def _tried(look: Json) -> tuple[float, str, str, str]:
+    """Value, likeness to the photos and to the prompts with their intervals, and copies."""
+    copies = f"{sum(look['copies'])} of {len(look['copies'])}"
+    return look["value"], str(_score(look["identity"])), str(_score(look["fidelity"])), copies
 
 
 def _track(selection: Json, name: str, part: str, title: str) -> Track:

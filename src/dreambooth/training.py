@@ -287,11 +287,11 @@ def _tune(job: Job, watch: Watch, pipe: DiffusionPipeline) -> None:
         ways.append(watch.guidance)
     for way in ways:
         found = way(pipe, look)
-        look = found.look
+        look = found.looks[found.value]
         if found.name == "strength" and found.value != 1:
             adapters.strengthen(job.run.adapter, found.value)
         job.reporter.say(f"{found.name} {found.value:g} chosen: {found.reason}")
-        selection |= {found.name: found.value, f"{found.name}_reason": found.reason}
+        selection |= found.as_json()
     job.run.update(selection={**selection, "seconds": round(watch.seconds, 1), "pictures": watch.drawn})
 
 
