@@ -170,9 +170,9 @@ def _begin(plans: Plans, out: Path | None, reporter: Reporter) -> Job:
 def _announce(job: Job) -> None:
     """Tell what was settled for the user, and what will become of the photos."""
     plans, recipe = job.plans, job.recipe
-    for given, named in zip(plans.recipe.subjects, recipe.subjects, strict=True):
-        if given.identifier is None and not recipe.learns_token:
-            job.reporter.say(f"identifier {named.identifier}: of the rare words at hand the model knows it least")
+    for (_, reason), subject in zip(_named(job), recipe.subjects, strict=True):
+        if reason:
+            job.reporter.say(f"identifier {subject.identifier}: {reason}")
     for bucket in plans.buckets:
         job.reporter.say(f"photos at {bucket}")
     for warning in plans.warnings:
@@ -180,6 +180,16 @@ def _announce(job: Job) -> None:
     for name, reason in plans.reasons.items():
         if name in ("model", "precision"):
             job.reporter.say(f"{name} {getattr(recipe, name)}: {reason}")
+
+
+def _named(job: Job) -> Iterator[tuple[str, str]]:
+    """Yield the setting that names each subject, and why its identifier was chosen; empty where it was given."""
+    known = "of the rare words at hand the model knows it least"
+    split = "a rare word, and not measured: this model reads such words in pieces"
+    reason = known if job.family.WORD_TOKENIZERS else split
+    for index, given in enumerate(job.plans.recipe.subjects):
+        is_chosen = given.identifier is None and not job.recipe.learns_token
+        yield f"subjects[{index}].identifier", reason if is_chosen else ""
 
 
 def _is_finished(job: Job) -> bool:
@@ -220,7 +230,7 @@ def _describe(job: Job) -> None:
         "class": subject.class_noun,
         "identifiers": [each.identifier for each in job.recipe.subjects],
         "created": now(),
-        "derived": job.plans.reasons,
+        "derived": {**job.plans.reasons, **{name: reason for name, reason in _named(job) if reason}},
         "times": {},
         "peaks": {},
         "step_mb": job.step_mb,
