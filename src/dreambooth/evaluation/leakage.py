@@ -5,7 +5,6 @@ Ruiz et al. 2023 teach one subject a model; of several, the usual complaint is t
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,18 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from dreambooth import generation, photos, prompts
+from dreambooth import photos, prompts
 from dreambooth.evaluation import embeddings, metrics, statistics
 from dreambooth.evaluation.encoders import Encoder
 from dreambooth.evaluation.limitations import DRIFT_BAD, DRIFT_WATCH, Finding, Level
-from dreambooth.evaluation.material import Plan, frozen_pipeline
+from dreambooth.evaluation.material import Plan, draw_sets, sets
 from dreambooth.evaluation.metrics import Rows
-from dreambooth.evaluation.pictures import PictureSet, cached, draw_missing
 from dreambooth.evaluation.scoring import alone
 from dreambooth.evaluation.statistics import Estimate
 from dreambooth.generation import Target
-from dreambooth.paths import cache_root
-from dreambooth.precision import storage_dtype
 from dreambooth.progress import Reporter
 from dreambooth.recipe import Subject
 
@@ -78,18 +74,12 @@ def measure(
         plan: How many pictures of each text (`class_count`), and the first seed.
         reporter: Listens to the progress.
     """
-    assert target.run is not None, "a base model knows no subject"
-    run = target.run
     own = [f"a {subject.identifier or ''} {subject.class_noun}" for subject in subjects]
     bare = [prompts.class_prompt(subject.class_noun) for subject in subjects]
-    seeds, sampling = range(plan.seed, plan.seed + plan.class_count), target.defaults
-    base = f"{target.source.identity} {storage_dtype(run.recipe)}"
-    model = " ".join([base, *(f"{generation.digest(each)} at {strength}" for each, strength in target.adapters)])
-    tuned = PictureSet(folder, (*own, *bare), tuple(seeds), sampling, model)
-    frozen = cached(cache_root() / "frozen", bare, seeds, sampling, base)
-    draw_missing(tuned, functools.partial(generation.load, target), reporter, "pictures of all subjects")
-    draw_missing(frozen, functools.partial(frozen_pipeline, run), reporter, "frozen class pictures")
-    pools = [photos.usable(photos.read(subject.photos, sampling.size)) for subject in subjects]
+    seeds = range(plan.seed, plan.seed + plan.class_count)
+    tuned, frozen = sets(target, folder, (*own, *bare), bare, seeds)
+    draw_sets(target, tuned, frozen, reporter, "pictures of all subjects")
+    pools = [photos.usable(photos.read(subject.photos, tuned.sampling.size)) for subject in subjects]
     return Drawn(
         tuned.texts,
         [embeddings.embed_files(encoder, files) for files in tuned.files],
@@ -125,5 +115,6 @@ def finding(found: Sequence[Leak], nouns: Sequence[str]) -> Finding:
     text = f'"{worst.text}" moved {max(0.0, value):.0%} of the way towards the {nouns[worst.towards]} it does not name.'
     title = "Subjects stay apart" if level == "good" else "Subjects leak into one another"
     if level != "good":
-        text += " Train them separately and put both on (`generate RUN --adapter OTHER`), or raise --prior-weight."
+        apart = "Train each alone, with an --identifier of its own, and put both on (`generate RUN --adapter OTHER`)"
+        text += f" {apart}, or raise --prior-weight."
     return Finding("leakage", title, level, text, {"share_of_the_way": worst.share})

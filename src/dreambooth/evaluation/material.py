@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from diffusers import DiffusionPipeline
 
@@ -13,6 +14,7 @@ from dreambooth.errors import UserError
 from dreambooth.evaluation import dreambench
 from dreambooth.evaluation.dreambench import Prompt
 from dreambooth.evaluation.pictures import PictureSet, cached, draw_missing
+from dreambooth.generation import Target
 from dreambooth.paths import cache_root
 from dreambooth.photos import Photo
 from dreambooth.placing import place
@@ -86,15 +88,11 @@ def gather(run: Run, plan: Plan) -> Material:
     chosen = dreambench.choose(noun, plan.prompts)
     classes = (noun, *_siblings(noun)[: plan.siblings])
     seeds, class_seeds = (range(plan.seed, plan.seed + count) for count in (plan.count, plan.class_count))
-    home, frozen_home = run.path / "evaluation", cache_root() / "frozen"
-    base = f"{target.source.identity} {storage_dtype(recipe)}"
-    strength = "" if target.strength in (None, 1.0) else f" at {target.strength}"
-    tuned = f"{base} {generation.digest(run)}{strength}"
+    home = run.path / "evaluation"
     called = f"{identifier} {noun}" if "{class}" in recipe.label else identifier
     named = [prompt.text(called) for prompt in chosen]
     plain = [prompt.text(noun) for prompt in chosen]
     class_texts = [prompts.class_prompt(each) for each in classes]
-    sampling = target.defaults
     return Material(
         run,
         noun,
@@ -102,11 +100,41 @@ def gather(run: Run, plan: Plan) -> Material:
         _photos(run, recipe),
         chosen,
         classes,
-        PictureSet(home / "images", tuple(named), tuple(seeds), sampling, tuned),
-        cached(frozen_home, plain, seeds, sampling, base),
-        PictureSet(home / "class", (f"a {called}", *class_texts), tuple(class_seeds), sampling, tuned),
-        cached(frozen_home, class_texts, class_seeds, sampling, base),
+        *sets(target, home / "images", named, plain, seeds),
+        *sets(target, home / "class", (f"a {called}", *class_texts), class_texts, class_seeds),
     )
+
+
+def sets(
+    target: Target, folder: Path, named: Sequence[str], plain: Sequence[str], seeds: Sequence[int]
+) -> tuple[PictureSet, PictureSet]:
+    """Return the pictures of a trained model, and of its frozen one, with the same seeds.
+
+    Args:
+        target: A run, maybe with further adapters.
+        folder: Keeps the trained model's pictures.
+        named: Texts for the trained model.
+        plain: Texts for the frozen one.
+        seeds: Of each text.
+    """
+    assert target.run is not None, "a base model is not trained"
+    base = f"{target.source.identity} {storage_dtype(target.run.recipe)}"
+    tuned = " ".join([base, *(_weights(*each) for each in target.adapters)])
+    return (
+        PictureSet(folder, tuple(named), tuple(seeds), target.defaults, tuned),
+        cached(cache_root() / "frozen", plain, seeds, target.defaults, base),
+    )
+
+
+def _weights(run: Run, strength: float) -> str:
+    return generation.digest(run) + ("" if strength == 1 else f" at {strength}")
+
+
+def draw_sets(target: Target, tuned: PictureSet, frozen: PictureSet, reporter: Reporter, what: str) -> None:
+    """Draw what is not there of `sets`; `what` they are is told."""
+    assert target.run is not None, "a base model is not trained"
+    draw_missing(tuned, functools.partial(generation.load, target), reporter, what)
+    draw_missing(frozen, functools.partial(frozen_pipeline, target.run), reporter, f"frozen {what}")
 
 
 def draw_all(material: Material, reporter: Reporter) -> None:

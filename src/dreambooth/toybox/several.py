@@ -144,8 +144,9 @@ def write_up(found: Mapping[Pair, Mapping[str, Rows]]) -> str:
         "",
         '`way`: how far the pictures of "a [V] class" have come from the frozen model\'s "a class" (0) to what the',
         "photos are to one another (1). `right`: the share of them nearer to renders of their own subject than to the",
-        "other's. `named` and `bare`: how much of that way is gone by pictures of the other subject, and of a bare",
-        "class, which shall not go it. All by the toybox's identity encoder; intervals (95 %) are over pairs.",
+        "other's. `named` and `bare`: how much of the way that a subject's own pictures went is gone by those of the",
+        "other subject, and of a bare class, which shall not go it. All by the toybox's identity encoder; intervals",
+        "(95 %) are over pairs.",
     ]
     for title, is_one in (("Two classes", False), ("One class", True)):
         some = [rows for pair, rows in found.items() if pair.is_of_one_class is is_one]
@@ -184,7 +185,9 @@ def _teach(study: Study, pair: Pair, given: Sequence[Subject], way: str, reporte
     judge = load_judges(whole).identity
     drawn = [_draw(runs, some, judge, reporter) for runs, some in models.get(way, [([whole], named)])]
     truth = [embeddings.embed_files(judge, sorted((folder / "truth").glob("*.png"))) for folder in pair.folders]
-    return rows_of(pair, drawn, truth), cost_of(whole)
+    taken = [cost_of(run) for run in ([whole] if way in (TOGETHER, FEWER) else singles)]
+    cost = Cost(sum(each.seconds for each in taken), max(each.megabytes for each in taken))
+    return rows_of(pair, drawn, truth), cost
 
 
 def _learn(study: Study, subjects: Sequence[Subject], reporter: Reporter, **settings: Any) -> Run:

@@ -6,7 +6,6 @@ to the model. Interrupted, the same command goes on.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import sys
@@ -18,15 +17,12 @@ from dreambooth import generation, photos
 from dreambooth.errors import RunError, UserError
 from dreambooth.evaluation import embeddings, metrics, statistics
 from dreambooth.evaluation.encoders import Encoder
-from dreambooth.evaluation.material import frozen_pipeline
+from dreambooth.evaluation.material import draw_sets, sets
 from dreambooth.evaluation.metrics import Rows as EmbeddedRows
-from dreambooth.evaluation.pictures import PictureSet, cached, draw_missing
+from dreambooth.evaluation.pictures import PictureSet
 from dreambooth.evaluation.runs import load_judges
 from dreambooth.evaluation.scoring import alone
-from dreambooth.paths import cache_root
-from dreambooth.precision import storage_dtype
 from dreambooth.progress import Lines, Reporter, hush_libraries
-from dreambooth.run import Run
 from dreambooth.toybox import pages
 from dreambooth.toybox.methods import LESS
 from dreambooth.toybox.reproduction import WORDS, verdict
@@ -110,7 +106,9 @@ def lost(study: Study, word: str, learned: Arm, subject: str, reporter: Reporter
 
     def made() -> tuple[Rows, Cost]:
         run = study.learn(learned, subject, 0, reporter)
-        tuned, frozen = _draw(run, word, texts, reporter)
+        target = generation.find(run.path)
+        tuned, frozen = sets(target, run.path / "words" / word, texts, texts, SEEDS)
+        draw_sets(target, tuned, frozen, reporter, "pictures of the word")
         judges = load_judges(run)
         mine = photos.usable(photos.read(run.recipe.subjects[0].photos, tuned.sampling.size))
         photos_RD = embeddings.embed_files(judges.identity, [photo.path for photo in mine])
@@ -124,19 +122,6 @@ def lost(study: Study, word: str, learned: Arm, subject: str, reporter: Reporter
     told = [study.key(learned, subject, 0), *texts, len(SEEDS)]
     key = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
     return study.recall(f"{word} after {learned.name}", subject, 0, key, made)
-
-
-def _draw(run: Run, word: str, texts: Sequence[str], reporter: Reporter) -> tuple[PictureSet, PictureSet]:
-    """Draw the texts by a run, and by its frozen model."""
-    target = generation.find(run.path)
-    sampling = target.defaults
-    base = f"{target.source.identity} {storage_dtype(run.recipe)}"
-    model = f"{base} {generation.digest(run)}"
-    tuned = PictureSet(run.path / "words" / word, tuple(texts), tuple(SEEDS), sampling, model)
-    frozen = cached(cache_root() / "frozen", texts, SEEDS, sampling, base)
-    draw_missing(tuned, functools.partial(generation.load, target), reporter, "pictures of the word")
-    draw_missing(frozen, functools.partial(frozen_pipeline, run), reporter, "frozen pictures of the word")
-    return tuned, frozen
 
 
 def _read(encoder: Encoder, pictures: PictureSet) -> EmbeddedRows:
