@@ -238,3 +238,10 @@ def test_planted_tokens_that_training_moved_are_found_out(encoder, tokenizer):
     assert abs(before["spearman"]) < 0.25
     assert after["spearman"] > 0.95
     assert list(after["medians"].values()) == sorted(after["medians"].values())
+
+
+@pytest.mark.parametrize("noun", planted.NOUNS)
+def test_the_search_orders_the_toyboxs_words_by_how_often_they_were_planted(noun):
+    reader = planted.read(planted.BASE / "text_encoder")
+    words = [*PLANTED, *planted.unseen(reader[0], len(PLANTED))]
+    assert planted.summary(priors(reader, words, noun))["spearman"] >= 0.8

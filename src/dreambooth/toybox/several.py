@@ -84,7 +84,7 @@ def pairs(subjects: Sequence[str], home: Path) -> list[Pair]:
     strangers = [other_subject(noun, STRANGER, home) for noun in nouns]
     next_to = zip(folders, folders[1:] + folders[:1], nouns, nouns[1:] + nouns[:1], strict=True)
     return [
-        *(Pair((one, two), (noun, other)) for one, two, noun, other in next_to),
+        *(Pair((one, two), (noun, other)) for one, two, noun, other in next_to if one != two),
         *(Pair((one, two), (noun, noun)) for one, two, noun in zip(folders, strangers, nouns, strict=True)),
     ]
 
