@@ -29,11 +29,12 @@ def test_marks_stand_where_their_figures_are() -> None:
     story = selection_story(selection())
     assert story["drawn"] == 4 * (6 + 2)
     assert story["tried"] == {"strength": [], "guidance": []}
-    likeness, fidelity = story["tracks"]
+    likeness, fidelity, copies, _ = story["tracks"]
     heights = [y for _, y, _, _ in likeness.marks]
     assert heights == sorted(heights, reverse=True)
     assert likeness.frozen > heights[0]
     assert fidelity.frozen < min(y for _, y, _, _ in fidelity.marks)
+    assert {y for _, y, _, _ in copies.marks} == {copies.frozen}  # none
     for track in (likeness, fidelity):
         for x, y, low, high in track.marks:
             assert Track.LEFT <= x <= Track.RIGHT

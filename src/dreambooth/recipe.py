@@ -170,7 +170,7 @@ class Settings(BaseModel):
         False, description="Keep what an average of any width can be made of afterwards, by `dreambooth average`."
     )
     select: bool = Field(
-        False, description="Look at pictures while training; ship the best, stop when none gets better."
+        False, description="Choose step, strength and guidance by pictures; stop when nothing better can be expected."
     )
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
     step_in_backward: bool = Field(

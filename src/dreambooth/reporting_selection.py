@@ -41,6 +41,8 @@ def selection_story(selection: Json) -> Json:
     tracks = [
         _track(selection, "identity", "subject", "Likeness to the photos"),
         _track(selection, "fidelity", "prior", "Likeness to the prompts"),
+        _track(selection, "copies", "subject", "Share of copies"),
+        _track(selection, "drift", "prior", "Likeness of the bare class to the photos"),
     ]
     drawn = sum(len(look["identity"]) + len(look["drift"]) for look in [selection["frozen"], *selection["looks"]])
     tried = {name: [_tried(look) for look in selection.get(f"{name}_looks", [])] for name in ("strength", "guidance")}
@@ -75,7 +77,7 @@ def _track(selection: Json, name: str, part: str, title: str) -> Track:
 
 
 def _score(values: Any) -> Score:
-    return Score.read(statistics.estimate(alone("look", np.array(values))).as_json())
+    return Score.read(statistics.estimate(alone("look", np.array(values, float))).as_json())
 
 
 def _or(edge: float | None, score: Score) -> float:
