@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from statistics import mean
 from typing import Any
 
 import pytest
 
-from dreambooth.reporting_selection import Track, selection_story
+from dreambooth.reporting_selection import LABEL_WIDTH, Track, selection_story
 
 
 def look(step: int, identity: float, fidelity: float) -> dict[str, Any]:
@@ -52,3 +53,13 @@ def test_what_was_tried_is_told_with_its_intervals() -> None:
     assert (weaker[0], usual[0], nothing) == (0.8, 1.0, [])
     assert weaker[1].startswith("0.4")
     assert usual[3] == "1 of 6"
+
+
+def test_labels_of_close_looks_do_not_lie_upon_one_another() -> None:
+    steps = [114, 158, 219, 302, 418, 578, 800]
+    story = selection_story({**selection(), "step": 800, "looks": [look(step, 0.3, 0.4) for step in steps]})
+    track = story["tracks"][0]
+    places = sorted(place for place, _ in track.x_ticks)
+    assert len(track.marks) == len(steps)
+    assert min(right - left for left, right in itertools.pairwise(places)) >= LABEL_WIDTH
+    assert {"800", "578"} <= {label for _, label in track.x_ticks} < set(map(str, steps))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,6 +12,9 @@ from dreambooth.charts import axis, ticks
 from dreambooth.evaluation import statistics
 from dreambooth.evaluation.scoring import alone
 from dreambooth.pages import Json, Score
+
+LABEL_WIDTH = 34
+"""Of a number under the axis, with the space around it."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,15 @@ def selection_story(selection: Json) -> Json:
     return {**selection, "tracks": tracks, "drawn": drawn, "tried": tried}
 
 
+def _apart(marks: Sequence[tuple[float, str]]) -> Iterator[tuple[float, str]]:
+    """Yield the marks whose labels have room, the last first in line: early looks are close together."""
+    place = np.inf
+    for mark in reversed(marks):
+        if place - mark[0] >= LABEL_WIDTH:
+            place = mark[0]
+            yield mark
+
+
 def _tried(look: Json) -> tuple[float, str, str, str]:
     """Value, likeness to the photos and to the prompts with their intervals, and copies."""
     copies = f"{sum(look['copies'])} of {len(look['copies'])}"
@@ -71,7 +84,7 @@ def _track(selection: Json, name: str, part: str, title: str) -> Track:
         [(*place, *end) for place, end in zip(places, ends, strict=True)],
         y_of(frozen.value or 0.0),
         x_of(selection["step"]),
-        [(x_of(step), f"{step:,}") for step in steps],
+        list(_apart([(x_of(step), f"{step:,}") for step in steps])),
         [(y_of(tick), f"{tick:.4g}") for tick in ticks(y_of.end, y_of.start)],
     )
 
