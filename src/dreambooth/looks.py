@@ -77,7 +77,6 @@ class Watch:
         frozen: The frozen model's look.
         chance: Share of copies among pictures that copy nothing.
         seconds: Time that looking took.
-        drawn: Pictures that were drawn for it.
     """
 
     folder: Path
@@ -92,7 +91,6 @@ class Watch:
     frozen: Look = field(init=False)
     looks: list[Look] = field(default_factory=list)
     seconds: float = 0.0
-    drawn: int = 0
 
     @property
     def choice(self) -> Choice:
@@ -179,7 +177,6 @@ class Watch:
         self, pipe: DiffusionPipeline, texts: Sequence[str], sampling: Sampling | None = None
     ) -> list[Image.Image]:
         generators = [samples.image_generator(index) for index in range(len(texts))]
-        self.drawn += len(texts)
         return list(draw(pipe, texts, generators, sampling or self.sampling))
 
     def _score(self, images: Sequence[Image.Image], step: int) -> Look:

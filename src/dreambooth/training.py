@@ -295,14 +295,16 @@ def _tune(job: Job, watch: Watch, pipe: DiffusionPipeline) -> None:
     ways = [watch.strength] if job.recipe.has_strength else []
     if watch.sampling.guidance > 1:
         ways.append(watch.guidance)
+    drawn = 1 + len(watch.looks)
     for way in ways:
         found = way(pipe, look)
+        drawn += len(found.looks) - 1
         look = found.looks[found.value]
         if found.name == "strength" and found.value != 1:
             adapters.strengthen(job.run.adapter, found.value)
         job.reporter.say(f"{found.name} {found.value:g} chosen: {found.reason}")
         selection |= found.as_json()
-    job.run.update(selection={**selection, "seconds": round(watch.seconds, 1), "pictures": watch.drawn})
+    job.run.update(selection={**selection, "seconds": round(watch.seconds, 1), "pictures": drawn * len(watch.texts)})
 
 
 def _ship(job: Job) -> None:
