@@ -115,6 +115,5 @@ def finding(found: Sequence[Leak], nouns: Sequence[str]) -> Finding:
     text = f'"{worst.text}" moved {max(0.0, value):.0%} of the way towards the {nouns[worst.towards]} it does not name.'
     title = "Subjects stay apart" if level == "good" else "Subjects leak into one another"
     if level != "good":
-        apart = "Train each alone, with an --identifier of its own, and put both on (`generate RUN --adapter OTHER`)"
-        text += f" {apart}, or raise --prior-weight."
+        text += " Give more --steps or raise --prior-weight, or train each alone and draw with one adapter at a time."
     return Finding("leakage", title, level, text, {"share_of_the_way": worst.share})
