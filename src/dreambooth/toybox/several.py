@@ -100,7 +100,9 @@ def measure(study: Study, pair: Pair, reporter: Reporter) -> dict[str, Rows]:
     depends = [plans.identity(filled), filled.steps, filled.inference_steps, filled.guidance, filled.sampler]
     found = {}
     for way in WAYS:
-        key = hashlib.sha256(json.dumps([way, *depends, PICTURES.class_count]).encode()).hexdigest()[:16]
+        key = hashlib.sha256(json.dumps([way, "to the photos", *depends, PICTURES.class_count]).encode()).hexdigest()[
+            :16
+        ]
         found[way] = study.recall(way, pair.name, 0, key, functools.partial(_teach, study, pair, given, way, reporter))
     return found
 
@@ -110,7 +112,7 @@ def rows_of(pair: Pair, drawn: Sequence[Drawn], truth_SRD: Sequence[EmbeddedRows
 
     `way`: how far each subject's own pictures have come from the frozen model's class (0) to what the photos are to
     one another (1). `right`: how many of them are nearer to its truth than to the other subject's. `named` and `bare`:
-    the leak of each text that names another subject, and of each that names none, towards a subject.
+    how much of that way is gone by the pictures of each text that names another subject, and of each that names none.
 
     Args:
         pair: The subjects.
@@ -125,10 +127,7 @@ def rows_of(pair: Pair, drawn: Sequence[Drawn], truth_SRD: Sequence[EmbeddedRows
     ]
     values: dict[str, Sequence[float | None]] = {"way": way_S, "right": [float(share) for share in right_S]}
     if len(drawn) == 1:
-        names = drawn[0].texts[: len(drawn[0].photos_SRD)]
-        found = leakage.leaks(drawn[0])
-        values["named"] = [leak.share.value for leak in found if leak.text in names]
-        values["bare"] = [leak.share.value for leak in found if leak.text not in names]
+        values["named"], values["bare"] = _moved(drawn[0])
     return {name: alone(pair.name, np.array(some, float)) for name, some in values.items()}
 
 
@@ -144,9 +143,8 @@ def write_up(found: Mapping[Pair, Mapping[str, Rows]]) -> str:
         "",
         '`way`: how far the pictures of "a [V] class" have come from the frozen model\'s "a class" (0) to what the',
         "photos are to one another (1). `right`: the share of them nearer to renders of their own subject than to the",
-        "other's. `named` and `bare`: how much of the way that a subject's own pictures went is gone by those of the",
-        "other subject, and of a bare class, which shall not go it. All by the toybox's identity encoder; intervals",
-        "(95 %) are over pairs.",
+        "other's. `named` and `bare`: how much of that way is gone by pictures of the other subject, and of a bare",
+        "class, which shall not go it. All by the toybox's identity encoder; intervals (95 %) are over pairs.",
     ]
     for title, is_one in (("Two classes", False), ("One class", True)):
         some = [rows for pair, rows in found.items() if pair.is_of_one_class is is_one]
@@ -207,6 +205,24 @@ def _draw(runs: Sequence[Run], subjects: Sequence[Subject], judge: Encoder, repo
     target = generation.find(first, [str(other) for other in others])
     folder = first / "several" / "+".join(subject.photos.parent.name for subject in subjects)
     return leakage.measure(target, subjects, folder, judge, PICTURES, reporter)
+
+
+def _moved(drawn: Drawn) -> tuple[list[float], list[float]]:
+    """Return how far pictures went towards each subject that their text does not name: of other subjects, of classes.
+
+    Shares of the way to the photos; not to the subject's own pictures, as of a run's leaks, which may have gone none.
+    """
+    count = len(drawn.photos_SRD)
+    named: list[float] = []
+    bare: list[float] = []
+    for towards, photos_RD in enumerate(drawn.photos_SRD):
+        whole = metrics.oracle(photos_RD, self_pairs=False).mean()
+        whole -= metrics.to_references(drawn.frozen_SKD[towards], photos_RD).mean()
+        for index, tuned_KD in enumerate(drawn.tuned_TKD):
+            share = float(metrics.change(tuned_KD, drawn.frozen_SKD[index % count], photos_RD).mean() / whole)
+            if index != towards:
+                (named if index < count else bare).append(share)
+    return named, bare
 
 
 def _way(tuned_KD: EmbeddedRows, frozen_KD: EmbeddedRows, photos_RD: EmbeddedRows) -> float:
