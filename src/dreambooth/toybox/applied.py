@@ -27,8 +27,9 @@ from dreambooth.toybox import CLASSIFIERS, pages
 from dreambooth.toybox.model import classifiers
 from dreambooth.toybox.model.classifiers import Classifier
 from dreambooth.toybox.model.renders import to_pixels
+from dreambooth.toybox.options import options
 from dreambooth.toybox.stock import class_of
-from dreambooth.toybox.study import DEFAULT, Arm, Study, difference, options
+from dreambooth.toybox.study import DEFAULT, Arm, Study, difference
 
 ASKED = {
     "recontext": ("context", ""),

@@ -28,8 +28,9 @@ from dreambooth.toybox import CLASSIFIERS, SUBJECTS
 from dreambooth.toybox.model import classifiers
 from dreambooth.toybox.model.classifiers import Classifier
 from dreambooth.toybox.model.renders import to_pixels
+from dreambooth.toybox.options import options
 from dreambooth.toybox.stock import class_of, other_subject
-from dreambooth.toybox.study import DEFAULT, Arm, Study, options
+from dreambooth.toybox.study import DEFAULT, Arm, Study
 
 ARMS = (Arm(DEFAULT), Arm("full", {"method": "full"}))
 COUNT = 4

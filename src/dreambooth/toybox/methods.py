@@ -19,8 +19,9 @@ from dreambooth.evaluation.scoring import alone
 from dreambooth.files import write_text
 from dreambooth.progress import Lines, hush_libraries
 from dreambooth.recipe import Recipe
+from dreambooth.toybox.options import options
 from dreambooth.toybox.reproduction import OURS, PAPER, SUBJECT_NAMES, WORDS, verdict
-from dreambooth.toybox.study import DEFAULT, Arm, Cost, Rows, Study, balances, difference, options
+from dreambooth.toybox.study import DEFAULT, Arm, Cost, Rows, Study, balances, difference
 from dreambooth.training import train
 
 SCENES = ("in the forest", "in the desert", "at night", "on a white background", "on the moon", "in the sky")

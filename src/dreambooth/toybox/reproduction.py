@@ -23,8 +23,9 @@ from dreambooth.evaluation.statistics import Estimate, Scores
 from dreambooth.paths import cache_root
 from dreambooth.progress import Lines, Reporter, hush_libraries
 from dreambooth.toybox import SUBJECTS
+from dreambooth.toybox.options import options
 from dreambooth.toybox.stock import class_of
-from dreambooth.toybox.study import Arm, Cost, Rows, Study, by_training, difference, merge, options
+from dreambooth.toybox.study import Arm, Cost, Rows, Study, by_training, difference, merge
 from dreambooth.toybox.world.subjects import draw_subject
 from dreambooth.toybox.world.vocabulary import COLOURS
 

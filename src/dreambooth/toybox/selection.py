@@ -16,18 +16,9 @@ from dreambooth.evaluation import statistics
 from dreambooth.files import write_text
 from dreambooth.progress import Lines, hush_libraries
 from dreambooth.toybox.methods import LESS
+from dreambooth.toybox.options import options
 from dreambooth.toybox.reproduction import WORDS, verdict
-from dreambooth.toybox.study import (
-    Arm,
-    Rows,
-    Study,
-    Training,
-    balances,
-    by_training,
-    difference,
-    of_trainings,
-    options,
-)
+from dreambooth.toybox.study import Arm, Rows, Study, Training, balances, by_training, difference, of_trainings
 
 SELECT = Arm("--select", {"select": True})
 HELD_OUT = "the least held-out loss"

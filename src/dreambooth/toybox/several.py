@@ -7,8 +7,6 @@ together. Interrupted, the same command goes on.
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -32,9 +30,10 @@ from dreambooth.progress import Lines, Reporter, Silent, hush_libraries
 from dreambooth.recipe import Recipe, Subject
 from dreambooth.run import Run
 from dreambooth.toybox import SUBJECTS
+from dreambooth.toybox.options import options
 from dreambooth.toybox.reproduction import WORDS, verdict
 from dreambooth.toybox.stock import class_of, other_subject
-from dreambooth.toybox.study import Cost, Rows, Study, cost_of, difference, merge, options, use_one_thread
+from dreambooth.toybox.study import Cost, Rows, Study, cost_of, difference, hashed, merge, use_one_thread
 from dreambooth.training import train
 
 TOGETHER, FEWER, APART, ALONE = "together", "together, steps of one", "apart, both adapters", "apart, one adapter"
@@ -100,9 +99,7 @@ def measure(study: Study, pair: Pair, reporter: Reporter) -> dict[str, Rows]:
     depends = [plans.identity(filled), filled.steps, filled.inference_steps, filled.guidance, filled.sampler]
     found = {}
     for way in WAYS:
-        key = hashlib.sha256(json.dumps([way, "to the photos", *depends, PICTURES.class_count]).encode()).hexdigest()[
-            :16
-        ]
+        key = hashed([way, "to the photos", *depends, PICTURES.class_count])
         found[way] = study.recall(way, pair.name, 0, key, functools.partial(_teach, study, pair, given, way, reporter))
     return found
 
@@ -125,7 +122,7 @@ def rows_of(pair: Pair, drawn: Sequence[Drawn], truth_SRD: Sequence[EmbeddedRows
         np.mean(metrics.to_references(tuned_KD, mine_RD) > metrics.to_references(tuned_KD, other_RD))
         for (tuned_KD, _, _), mine_RD, other_RD in zip(own, truth_SRD, truth_SRD[::-1], strict=True)
     ]
-    values: dict[str, Sequence[float | None]] = {"way": way_S, "right": [float(share) for share in right_S]}
+    values: dict[str, Sequence[float]] = {"way": way_S, "right": [float(share) for share in right_S]}
     if len(drawn) == 1:
         values["named"], values["bare"] = _moved(drawn[0])
     return {name: alone(pair.name, np.array(some, float)) for name, some in values.items()}

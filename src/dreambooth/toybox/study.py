@@ -7,7 +7,6 @@ the cells that the archive lacks, on whatever machine; a cell whose defaults hav
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -31,7 +30,6 @@ from dreambooth.evaluation.scoring import alone
 from dreambooth.evaluation.statistics import Estimate, Scores
 from dreambooth.files import remove_folder
 from dreambooth.looks import EARLIEST, GUIDANCES, STRENGTHS
-from dreambooth.paths import cache_root
 from dreambooth.progress import Reporter, Silent, hush_libraries
 from dreambooth.recipe import Recipe
 from dreambooth.run import Run
@@ -228,7 +226,7 @@ class Study:
         drawn = [filled.steps, filled.inference_steps, filled.guidance, filled.sampler, self.scenes, self.count]
         drawn += [] if filled.consistency is None else ["consistency", filled.consistency]
         drawn += [str((LOOKS, EARLIEST, LEVEL, PATIENCE, STRENGTHS, GUIDANCES))] if filled.select else []
-        return hashlib.sha256(json.dumps([plans.identity(filled), *drawn]).encode()).hexdigest()[:16]
+        return hashed([plans.identity(filled), *drawn])
 
     def recipe(self, arm: Arm, subject: str, seed: int) -> Recipe:
         """Return what a cell's run is given."""
@@ -252,37 +250,9 @@ class Study:
         return {"model": self.model, "precision": "fp32", "seed": seed, "samples": 0, "keep": 1}
 
 
-def options(
-    room: str,
-    about: str | None,
-    page: str,
-    *,
-    subjects: Sequence[str] = (),
-    seeds: int | None = None,
-    kept: bool = True,
-) -> argparse.ArgumentParser:
-    """Return the options that studies share.
-
-    Args:
-        room: The module that is run.
-        about: What it does.
-        page: What it writes.
-        subjects: Names of the subjects by default; none for all of the bundle.
-        seeds: Trainings of each subject by default; None where they are no option.
-        kept: Whether it measures cells, which an archive keeps and several processes share.
-    """
-    everyone = sorted(path.parent.name for path in SUBJECTS.glob("*/photos"))
-    parser = argparse.ArgumentParser(prog=f"python -m dreambooth.toybox.{room}", description=about)
-    parser.add_argument("--out", type=Path, default=Path(page), help="the page")
-    parser.add_argument("--home", type=Path, default=cache_root() / "toybox" / "reproduction", help="keeps the runs")
-    parser.add_argument("--model", default="toybox")
-    parser.add_argument("--subjects", nargs="+", default=subjects or everyone)
-    if seeds is not None:
-        parser.add_argument("--seeds", type=int, default=seeds, help=f"trainings of each subject (default {seeds})")
-    if kept:
-        parser.add_argument("--archive", type=Path, default=ARCHIVE, help="keeps what was measured")
-        parser.add_argument("--workers", type=int, default=1, help="trainings at a time, of one thread each")
-    return parser
+def hashed(parts: Sequence[Any]) -> str:
+    """Return the key of a cell that depends on these plain values."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def by_training(scores: Scores) -> dict[Training, float]:

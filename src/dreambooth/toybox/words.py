@@ -6,8 +6,6 @@ to the model. Interrupted, the same command goes on.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -25,6 +23,7 @@ from dreambooth.evaluation.scoring import alone
 from dreambooth.progress import Lines, Reporter, hush_libraries
 from dreambooth.toybox import pages
 from dreambooth.toybox.methods import LESS
+from dreambooth.toybox.options import options
 from dreambooth.toybox.reproduction import WORDS, verdict
 from dreambooth.toybox.study import (
     Arm,
@@ -35,9 +34,9 @@ from dreambooth.toybox.study import (
     by_training,
     cost_of,
     difference,
+    hashed,
     merge,
     of_trainings,
-    options,
 )
 
 STEPS = (100, 200, 400)
@@ -119,8 +118,7 @@ def lost(study: Study, word: str, learned: Arm, subject: str, reporter: Reporter
         }
         return {name: alone(subject, value_N) for name, value_N in rows.items()}, cost_of(run)
 
-    told = [study.key(learned, subject, 0), *texts, len(SEEDS)]
-    key = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+    key = hashed([study.key(learned, subject, 0), *texts, len(SEEDS)])
     return study.recall(f"{word} after {learned.name}", subject, 0, key, made)
 
 
