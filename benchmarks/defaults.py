@@ -23,7 +23,6 @@ import numpy as np
 import torch
 
 from dreambooth.evaluation import statistics
-from dreambooth.evaluation.bench import joined
 from dreambooth.evaluation.material import Plan
 from dreambooth.evaluation.runs import evaluate
 from dreambooth.evaluation.statistics import Scores
@@ -125,7 +124,7 @@ def main() -> None:
     for name in EXAMPLES:
         apart = {
             metric: statistics.compare(
-                joined([each[metric] for each in rows[OURS]]), joined([each[metric] for each in rows[name]])
+                *(statistics.joined([each[metric] for each in rows[way]]) for way in (OURS, name))
             ).difference.text("+")
             for metric in METRICS
         }

@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 from dreambooth import applications
-from dreambooth.application_lists import APPLICATIONS, Cell, choose, fitting, kind_of, read
+from dreambooth.application_lists import APPLICATIONS, Cell, choose, choose_all, fitting, kind_of, read
 from dreambooth.applications import Applied, Scored, apply, sheet
 from dreambooth.errors import UserError
 from dreambooth.evaluation import embeddings, encoders
@@ -112,8 +112,20 @@ def test_an_own_list_has_rows_and_columns(tmp_path: Path) -> None:
     ]
 
 
+def test_each_of_several_subjects_gets_what_fits_its_kind(tmp_path: Path) -> None:
+    mine = str(own("- a [V] dog in the snow\n- a [V] mug on the beach\n", tmp_path))
+    dog, mug = choose_all(["art", "accessories", mine], ["dog", "mug"])
+    assert list(dog) == ["art", "accessories", "own-mine"]
+    assert list(mug) == ["art", "own-mine"]
+    assert [cell.plain("mug") for cell in mug["own-mine"][1]] == ["a mug in the snow", "a mug on the beach"]
+    with pytest.raises(UserError, match="'accessories' is for living subjects"):
+        choose_all(["accessories"], ["mug", "teapot"])
+    with pytest.raises(UserError, match="no application 'arts'"):
+        choose_all(["arts"], ["dog", "mug"])
+
+
 def test_a_plain_list_is_a_list_too(tmp_path: Path) -> None:
-    found = read(own("- a [V] dog in the snow\n- a {} {at} home\n- my [V]\n", tmp_path), "dog")
+    found = read(own("- a [V] dog in the snow\n- a {} {at} home\n- my [V]\n", tmp_path), ["dog"])
     cells = found.cells("dog", "live")
     assert [cell.plain("dog") for cell in cells] == ["a dog in the snow", "a dog {at} home", "my dog"]
 
@@ -137,7 +149,7 @@ def test_a_plain_list_is_a_list_too(tmp_path: Path) -> None:
 )
 def test_lists_that_are_none_are_refused_in_one_line(text: str, told: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as refused:
-        read(own(text, tmp_path), "dog")
+        read(own(text, tmp_path), ["dog"])
     assert told in str(refused.value)
     assert "mine.yaml" in str(refused.value)
     assert "\n" not in str(refused.value)
@@ -449,5 +461,5 @@ def test_the_documented_page_has_a_row_for_each_application_and_its_list_can_be_
     assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == list(APPLICATIONS)
     assert text.count(BEGIN) == text.count(END) == 1
     (example,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
-    assert len(read(own(example, tmp_path), "dog").cells("dog", "live")) == 4
+    assert len(read(own(example, tmp_path), ["dog"]).cells("dog", "live")) == 4
     assert yaml.safe_load(example)["keeps_colour"] is True

@@ -207,15 +207,14 @@ def test_every_subject_of_a_run_is_looked_at(tiny_sd: Path, tmp_path: Path, monk
         return draw(pipe, texts, *given)
 
     monkeypatch.setattr(looks, "draw", noted)
-    for index, name in enumerate(("one", "two")):
-        torch.manual_seed(index)
-        make_photos(tmp_path / name)
+    make_photos(tmp_path / "one")
+    make_photos(tmp_path / "two", ((80, 96),) * 3)
     named = (f"phol={tmp_path / 'one'}:dog", f"ohwx={tmp_path / 'two'}:mug")
     flags = calls.flags(steps=2, inference_steps=2)
     assert calls.call("train", *named, "--model", tiny_sd, "--out", tmp_path / "run", "--select", *flags).status == 0
     frozen, tuned = asked[0], asked[1]
     assert [text.count("phol dog") + 2 * text.count("ohwx mug") for text in tuned] == [1, 2] * 4 + [0, 0]
-    assert frozen == [text.replace("phol ", "").replace("an ohwx ", "a ") for text in tuned]
+    assert frozen == [text.replace("phol ", "").replace("ohwx ", "") for text in tuned]
     assert tuned[-2:] == ["a dog", "a mug"]
 
 

@@ -17,10 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dreambooth.errors import UserError
 from dreambooth.evaluation import dreambench
-from dreambooth.prompts import PLACEHOLDER, article
+from dreambooth.prompts import PLACE, PLACEHOLDER, article, placed
 
 Kind = Literal["live", "object"]
-PLACE = "{}"
 ARTICLE = re.compile(r"\ban? \{\}")
 FORM = "expected 'rows:' with 'label: a [V] dog in the snow' lines"
 
@@ -163,15 +162,31 @@ APPLICATIONS: dict[str, Application] = {
 """The paper's applications by name."""
 
 
-def choose(
-    asked: Sequence[str], noun: str, kind: Kind | None = None
-) -> dict[str, tuple[Application, tuple[Cell, ...]]]:
+def choose_all(asked: Sequence[str], nouns: Sequence[str], kind: Kind | None = None) -> list[Chosen]:
+    """Find what was asked for, for each of several subjects what fits its kind, as `choose` does for one.
+
+    Raises:
+        UserError: As `choose` says, where an application is not for any of the subjects.
+    """
+    kinds = [kind or kind_of(noun) for noun in nouns]
+    lone = [each for each in asked if each in APPLICATIONS and len(nouns) > 1]
+    for each in lone:
+        if not any(APPLICATIONS[each].cells(noun, own) for noun, own in zip(nouns, kinds, strict=True)):
+            raise UserError(_not_for(each, nouns[0], kinds[0]))
+    return [
+        choose([each for each in asked if each not in lone or APPLICATIONS[each].cells(noun, own)], noun, own, nouns)
+        for noun, own in zip(nouns, kinds, strict=True)
+    ]
+
+
+def choose(asked: Sequence[str], noun: str, kind: Kind | None = None, others: Sequence[str] = ()) -> Chosen:
     """Find what was asked for; return each application and its cells by the name of its folder.
 
     Args:
         asked: Names of `APPLICATIONS`, or paths of YAML lists of own prompts.
         noun: The subject's class.
         kind: Whether it lives; None: by the class.
+        others: Classes of the run's other subjects, which an own list may name as well.
 
     Raises:
         UserError: There is no such application or list, it is not for this kind of subject, or is asked for twice.
@@ -182,7 +197,7 @@ def choose(
         name = each if each in APPLICATIONS else f"own-{Path(each).stem}"
         if name in chosen:
             raise UserError(f"'{each}' is asked for twice, or has the name of another list: give each once")
-        application = APPLICATIONS[each] if each in APPLICATIONS else read(Path(each), noun)
+        application = APPLICATIONS[each] if each in APPLICATIONS else read(Path(each), (noun, *others))
         cells = application.cells(noun, kind)
         if not cells:
             raise UserError(_not_for(each, noun, kind))
@@ -200,12 +215,12 @@ def fitting(noun: str, kind: Kind) -> list[str]:
     return [name for name, each in APPLICATIONS.items() if each.cells(noun, kind)]
 
 
-def read(path: Path, noun: str) -> Application:
+def read(path: Path, nouns: Sequence[str]) -> Application:
     """Read an own list from YAML: the fields of `Application`, or a plain list of prompts.
 
     Args:
         path: The file. In it the subject is `[V] dog`, `[V]` or `{}`.
-        noun: The subject's class.
+        nouns: The classes that may follow `[V]` in it.
 
     Raises:
         UserError: There is no such file, it holds no list, or a prompt does not name the subject once.
@@ -226,18 +241,18 @@ def read(path: Path, noun: str) -> Application:
         found = Application(**{"title": path.stem, **given})
     except (ValidationError, TypeError) as error:
         raise UserError(f"{path} is no list of prompts ({_problem(error)}): {FORM}") from None
-    return _checked(found, noun, path)
+    return _checked(found, nouns, path)
 
 
-def _checked(application: Application, noun: str, path: Path) -> Application:
+def _checked(application: Application, nouns: Sequence[str], path: Path) -> Application:
     """The list with `{}` for the subject everywhere, each prompt with one place for it."""
     changed: dict[str, dict[str, str]] = {}
     for part in ("rows", "live", "object"):
         given: Mapping[str, str] = getattr(application, part)
-        texts = {label: _placed(text, noun) for label, text in given.items()}
+        texts = {label: placed(text, nouns) for label, text in given.items()}
         for label, text in texts.items():
             if text.count(PLACE) != 1 or PLACEHOLDER.search(text):
-                mend = f"write it as 'a [V] {noun} in the snow'"
+                mend = f"write it as 'a [V] {nouns[0]} in the snow'"
                 raise UserError(f"the prompt '{given[label]}' in {path} does not name the subject once: {mend}")
         changed[part] = texts
     for label, frame in application.columns.items():
@@ -247,10 +262,6 @@ def _checked(application: Application, noun: str, path: Path) -> Application:
     if not any(changed.values()):
         raise UserError(f"{path} holds no prompts: {FORM}")
     return application.model_copy(update=changed)
-
-
-def _placed(text: str, noun: str) -> str:
-    return text.replace(f"[V] {noun}", PLACE).replace("[V]", PLACE).strip()
 
 
 def _not_for(asked: str, noun: str, kind: Kind) -> str:

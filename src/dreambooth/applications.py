@@ -18,13 +18,13 @@ from diffusers import DiffusionPipeline
 from PIL import Image, ImageOps
 
 from dreambooth import generation, photos, prompts
-from dreambooth.application_lists import Application, Cell, Kind, choose
+from dreambooth.application_lists import Application, Cell, Kind, choose_all
 from dreambooth.errors import UserError
 from dreambooth.evaluation import embeddings, limitations, metrics
 from dreambooth.evaluation.dreambench import Prompt
 from dreambooth.evaluation.encoders import Encoder
 from dreambooth.evaluation.limitations import KEPT_BAD, Finding
-from dreambooth.evaluation.material import Material, Plan, frozen_pipeline, gather
+from dreambooth.evaluation.material import Material, Plan, frozen_pipeline, gather_all
 from dreambooth.evaluation.metrics import Values
 from dreambooth.evaluation.pictures import PictureSet, cached, draw_missing
 from dreambooth.evaluation.runs import Judges, load_judges
@@ -92,7 +92,7 @@ class Applied:
     """An application of a run, drawn and scored.
 
     Attributes:
-        name: Of its folder.
+        name: Of the application; of several subjects "subject-2/art", as its folder is called.
         application: What was asked for.
         tuned: The run's pictures, a text for each cell.
         frozen: The frozen model's.
@@ -115,9 +115,10 @@ class Applied:
 
 @dataclass(frozen=True)
 class _Task:
-    """An application with the pictures that it needs."""
+    """An application of a subject with the pictures that it needs."""
 
     name: str
+    material: Material
     application: Application
     cells: tuple[Cell, ...]
     tuned: PictureSet
@@ -138,7 +139,7 @@ def apply(
     """Draw and score applications of a finished run. Pictures that are there already are used again.
 
     Args:
-        run: A run folder.
+        run: A run folder. Of several subjects each is drawn in what fits its kind.
         applications: Names of `application_lists.APPLICATIONS`, or paths of YAML lists of own prompts.
         count: Pictures of each cell.
         seed: The first seed.
@@ -148,11 +149,12 @@ def apply(
         reporter: Listens to the progress.
 
     Returns:
-        What each application came to; `applications/NAME` in the run folder is written.
+        What each application of each subject came to; `applications/NAME` in the run folder is written, of several
+        subjects `applications/subject-1/NAME` and so on.
 
     Raises:
         UserError: The run is not finished or its photos have gone; there is no such application, or it is for another
-            kind of subject; a prompt is too long.
+            kind of subject than any; a prompt is too long.
     """
     reporter = reporter or Silent()
     if count < 1 or seed < 0:
@@ -160,13 +162,17 @@ def apply(
     if not applications:
         raise UserError("no application given: name one, such as art")
     opened = Run.open(run)
-    material = gather(opened, Plan(count=count, seed=seed))
-    chosen = choose(applications, material.noun, kind)
-    tasks = [_task(material, name, *each) for name, each in chosen.items()]
+    materials = gather_all(opened, Plan(count=count, seed=seed))
+    chosen = choose_all(applications, [material.noun for material in materials], kind)
+    tasks = [
+        _task(material, name, *each)
+        for material, found in zip(materials, chosen, strict=True)
+        for name, each in found.items()
+    ]
     judges = load_judges(opened, identity_encoder, clip_encoder)
     with opened.lock():
         _draw(opened, tasks, reporter)
-        return [_score(material, task, judges, reporter) for task in tasks]
+        return [_score(task, judges, reporter) for task in tasks]
 
 
 def _task(material: Material, name: str, application: Application, cells: tuple[Cell, ...]) -> _Task:
@@ -174,11 +180,11 @@ def _task(material: Material, name: str, application: Application, cells: tuple[
     named = tuple(cell.named(called) for cell in cells)
     plain = [cell.plain(material.noun) for cell in cells]
     own, base = material.tuned, material.frozen
-    folder = material.run.path / "applications" / name / "images"
+    place = material.folder.relative_to(material.run.path / "evaluation") / name
+    folder = material.run.path / "applications" / place / "images"
     tuned = PictureSet(folder, named, own.seeds, own.sampling, own.model)
-    return _Task(
-        name, application, cells, tuned, cached(cache_root() / "frozen", plain, base.seeds, base.sampling, base.model)
-    )
+    frozen = cached(cache_root() / "frozen", plain, base.seeds, base.sampling, base.model)
+    return _Task(str(place), material, application, cells, tuned, frozen)
 
 
 def _draw(run: Run, tasks: Sequence[_Task], reporter: Reporter) -> None:
@@ -203,12 +209,12 @@ def _require_fits(load: Callable[[], DiffusionPipeline], texts: Sequence[str]) -
     return pipe
 
 
-def _score(material: Material, task: _Task, judges: Judges, reporter: Reporter) -> Applied:
+def _score(task: _Task, judges: Judges, reporter: Reporter) -> Applied:
     """Score a task's pictures and write its grid and its document."""
-    folder = task.tuned.folder.parent
-    scene = Grid(material.run.path.name, ("own",) * len(task.cells), task.tuned.seeds)
-    identity, clip = (_embed(material, task, each, reporter) for each in (judges.identity, judges.clip))
-    texts = _texts(material, task, judges.clip)
+    material, folder = task.material, task.tuned.folder.parent
+    scene = Grid(material.name, ("own",) * len(task.cells), task.tuned.seeds)
+    identity, clip = (_embed(task, each, reporter) for each in (judges.identity, judges.clip))
+    texts = _texts(task, judges.clip)
     rows = _rows(identity, clip, texts, scene)
     cells = tuple(
         _cell(cell, {name: value_CK[index] for name, value_CK in rows.items()}) for index, cell in enumerate(task.cells)
@@ -233,10 +239,10 @@ def _score(material: Material, task: _Task, judges: Judges, reporter: Reporter) 
     return Applied(task.name, task.application, task.tuned, task.frozen, cells, document)
 
 
-def _embed(material: Material, task: _Task, encoder: Encoder, reporter: Reporter) -> Embedded:
+def _embed(task: _Task, encoder: Encoder, reporter: Reporter) -> Embedded:
     """Photos and pictures by one encoder; there are no class pictures among them."""
     groups = [
-        [photo.path for photo in material.photos],
+        [photo.path for photo in task.material.photos],
         *([shot.file for shot in pictures.shots] for pictures in (task.tuned, task.frozen)),
     ]
     files = [file for group in groups for file in group]
@@ -247,9 +253,9 @@ def _embed(material: Material, task: _Task, encoder: Encoder, reporter: Reporter
     return Embedded(photos_RD, tuned_GD, frozen_GD, nothing, nothing[None], nothing[None])
 
 
-def _texts(material: Material, task: _Task, encoder: Encoder) -> Texts:
+def _texts(task: _Task, encoder: Encoder) -> Texts:
     """The prompts as they were given and with the class noun alone, and the bare class."""
-    given = [*task.frozen.texts, *task.tuned.texts, class_prompt(material.noun)]
+    given = [*task.frozen.texts, *task.tuned.texts, class_prompt(task.material.noun)]
     plain_CD, named_CD, class_1D = np.split(embeddings.embed_texts(encoder, given), [len(task.cells), len(given) - 1])
     return Texts(plain_CD, named_CD, plain_CD, class_1D)
 

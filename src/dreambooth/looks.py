@@ -225,7 +225,7 @@ def begin(job: Job) -> Watch:
     photos_SRD = [embeddings.embed_files(identity, [photo.path for photo in pool]) for pool in job.photos]
     watch = Watch(
         job.run.path / "looks",
-        [scene.text(_called(recipe, subject)) for subject, scene in scenes] + bare,
+        [scene.named(_called(recipe, subject)) for subject, scene in scenes] + bare,
         samples.settings(recipe),
         identity,
         clip,

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PLACEHOLDER = re.compile(r"\[V(\d*)\]")
+PLACE = "{}"
+"""Stands for identifier and class noun together in a list of prompts."""
 
 LABEL = "a [V] {class}"
 """The caption of every photo (Ruiz et al. 2023, section 3.1); `{class}` stands for the class noun."""
@@ -48,6 +50,18 @@ def as_class(text: str, names: Sequence[tuple[str, str]]) -> str:
         found = rf"(?<!\w)(an?\s+)?{re.escape(identifier)}(\s+{re.escape(noun)})?(?!\w)"
         text = re.sub(found, lambda match, noun=noun: article(noun) if match[1] else noun, text)  # type: ignore[misc]
     return text
+
+
+def placed(text: str, nouns: Sequence[str]) -> str:
+    """Return a prompt of a user's list with `PLACE` for its subject: "a [V] dog in the snow" gives "a {} in the snow".
+
+    Args:
+        text: The prompt.
+        nouns: The classes that may follow `[V]` in it: those of all the subjects that the list is for.
+    """
+    for noun in sorted(nouns, key=len, reverse=True):
+        text = text.replace(f"[V] {noun}", PLACE)
+    return text.replace("[V]", PLACE).strip()
 
 
 def require_label(template: str) -> str:

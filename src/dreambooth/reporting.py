@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -128,18 +128,25 @@ def _story(record: Record) -> Json:
         "samples": {kind: _samples(record, kind) for kind in ("subject", "scene", "class")},
         "manifest": record.manifest,
         "charts": loss_charts(record.steps),
-        "evaluation": evaluation_story(
-            record.evaluation,
-            record.scores,
-            record.folder / "evaluation",
-            [card.pictures[0] for card in photos],
-            noun,
-        ),
+        "evaluations": list(_evaluations(record, [card.pictures[0] for card in photos], noun)),
         "selection": selection_story(run.get("selection") or {}),
         "warnings": [*(run.get("warnings") or []), *record.notes],
         "settings": _settings(recipe, run.get("derived") or {}),
         "environment": list(_flat(record.environment)),
     }
+
+
+def _evaluations(record: Record, photos: Sequence[Picture], noun: str) -> Iterator[tuple[str, str, Json]]:
+    """A title, a noun and the story of what was measured; of several subjects first of all of them, then of each."""
+    folder, parts = record.folder / "evaluation", record.evaluation.get("subjects") or []
+    if record.evaluation or record.scores:
+        title, all_of = ("All subjects together", "subject") if parts else ("", noun)
+        yield title, all_of, evaluation_story(record.evaluation, record.scores, folder, photos, all_of)
+    for part in parts:
+        own = str(part.get("class"))
+        shared = {name: record.evaluation.get(name) for name in ("by", "options")}
+        title = f"The {own}, “{part.get('identifier')}”"
+        yield title, own, evaluation_story(shared | part, {}, folder, photos, own)
 
 
 def _settings(recipe: Json, derived: Json) -> list[tuple[str, str, str]]:

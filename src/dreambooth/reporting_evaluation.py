@@ -110,7 +110,6 @@ def evaluation_story(evaluation: Json, scores: Json, folder: Path, photos: Seque
     copies = evaluation.get("copies") or []
     drift = evaluation.get("drift") or []
     return {
-        "measured": bool(numbers or evaluation),
         "verdict": verdict(numbers, levels, noun) if numbers or findings else None,
         "groups": score_groups(numbers),
         "by": [

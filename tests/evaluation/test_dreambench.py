@@ -9,7 +9,7 @@ import pytest
 
 from dreambooth.errors import UserError
 from dreambooth.evaluation import dreambench
-from dreambooth.evaluation.dreambench import SUBJECTS, choose, is_live
+from dreambooth.evaluation.dreambench import SUBJECTS, Prompt, choose, is_live
 
 
 def test_the_subjects_are_the_papers() -> None:
@@ -85,3 +85,8 @@ def test_bad_lists_are_refused(tmp_path: Path, text: str, said: str) -> None:
 def test_a_missing_list_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="live, object or a YAML list"):
         choose("dog", str(tmp_path / "none.yaml"))
+
+
+def test_a_runs_prompts_have_the_article_of_its_captions() -> None:
+    texts = [Prompt(scene, "own").named("ohwx elephant") for scene in ("{} in the snow", "old {}")]
+    assert texts == ["a ohwx elephant in the snow", "an old ohwx elephant"]

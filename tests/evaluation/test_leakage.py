@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from PIL import Image
 
+from dreambooth.applications import apply
+from dreambooth.errors import UserError
+from dreambooth.evaluation.comparison import compare
 from dreambooth.evaluation.leakage import Drawn, finding, leaks
+from dreambooth.evaluation.material import Plan, gather
+from dreambooth.evaluation.metrics import Options
+from dreambooth.evaluation.runs import evaluate, judge, load_judges
 from dreambooth.planning import make_plans
+from dreambooth.progress import Silent
 from dreambooth.recipe import Recipe
 from dreambooth.run import Run
 from tests import calls
 from tests.commands import make_photos
 
+ENCODERS = {"identity_encoder": "toybox-identity", "clip_encoder": "toybox-clip"}
 TEXTS = ["a x dog", "a y mug", "a dog", "a mug"]
 
 
@@ -68,9 +77,8 @@ def test_of_what_was_not_learned_nothing_can_be_told() -> None:
 
 
 def test_two_subjects_from_the_command_line(tiny_sd: Path, tmp_path: Path) -> None:
-    for index, name in enumerate(("one", "two")):
-        torch.manual_seed(index)
-        make_photos(tmp_path / name)
+    make_photos(tmp_path / "one")
+    make_photos(tmp_path / "two", ((80, 96),) * 3)
     named = (f"phol={tmp_path / 'one'}:dog", f"{tmp_path / 'two'}:mug")
     done = calls.call(
         "train", *named, "--model", tiny_sd, "--out", tmp_path / "run", *calls.flags(inference_steps=2, samples=1)
@@ -86,13 +94,87 @@ def test_two_subjects_from_the_command_line(tiny_sd: Path, tmp_path: Path) -> No
     drawn = json.loads((tmp_path / "run" / "samples" / "manifest.json").read_text())["images"]
     assert {each["prompt"] for each in drawn if each["kind"] == "subject"} == {"a [V] dog", "a [V2] mug"}
     assert sum(each["prompt"].startswith("a [V2] mug ") for each in drawn) == 4  # of five scenes, one is a painting
-    (tmp_path / "p.yaml").write_text("- a [V] dog in the snow\n")
-    encoders = ("--identity-encoder", "toybox-identity", "--clip-encoder", "toybox-clip")
-    plan = ("--prompts", tmp_path / "p.yaml", "--count", 2, "--class-count", 3)
-    assert calls.call("evaluate", tmp_path / "run", *plan, *encoders).status == 0
-    document = json.loads((tmp_path / "run" / "evaluation" / "evaluation.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a dog called phol and of a mug."""
+    home = tmp_path_factory.mktemp("two")
+    make_photos(home / "one")
+    make_photos(home / "two", ((80, 96),) * 3)
+    named = (f"phol={home / 'one'}:dog", f"ohwx={home / 'two'}:mug")
+    done = calls.call("train", *named, "--model", tiny_sd, "--out", home / "run", *calls.flags(inference_steps=2))
+    assert done.status == 0, done
+    return home / "run"
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def plan(tmp_path: Path) -> Plan:
+    (tmp_path / "p.yaml").write_text("- a [V] dog in the snow\n- a red [V] mug\n")
+    return Plan(str(tmp_path / "p.yaml"), count=2, class_count=3)
+
+
+def test_every_subject_is_measured_and_all_together(run: Path, tmp_path: Path) -> None:
+    found = evaluate(run, plan(tmp_path), **ENCODERS)
+    document = json.loads((run / "evaluation" / "evaluation.json").read_text())
+    assert document == found.document
     assert len(document["leakage"]) == 2 * 4 - 2
-    assert document["findings"][-1]["name"] == "leakage"
+    assert [each["name"] for each in document["findings"]] == ["leakage"]
+    dog, mug = document["subjects"]
+    assert [(each["class"], each["identifier"]) for each in (dog, mug)] == [("dog", "phol"), ("mug", "ohwx")]
+    for name in ("dino", "clip_t", "pres"):
+        both = [each["scores"][name]["value"] for each in (dog, mug)]
+        assert document["scores"][name]["value"] == pytest.approx(np.mean(both))
+        assert both[0] != both[1]
+    assert [prompt["text"] for prompt in mug["prompts"]] == ["a [V] mug in the snow", "a red [V] mug"]
+    first = run / "evaluation" / mug["prompts"][0]["images"][0]["file"]
+    assert Image.open(first).info["prompt"] == "a ohwx mug in the snow"
+    known = [entry["id"] for entry in Run(run).info["photos"]]
+    for subject, own in zip((dog, mug), found.materials, strict=True):
+        for copy in subject["copies"]:
+            assert known[copy["photo"]] in {photo.id for photo in own.photos}
+    page = (run / "report.html").read_text(encoding="utf-8")
+    for title in ("All subjects together", "The dog, “phol”", "The mug, “ohwx”"):
+        assert f'<h2 class="of">{title}</h2>' in page
+    for text in ("a [V] dog in the snow", "a [V] mug in the snow"):
+        assert page.count(f"<h4>“{text}”</h4>") == 1
+    assert "is not in the run folder" not in page
+
+
+def test_a_subject_is_scored_as_if_it_were_alone(run: Path, tmp_path: Path) -> None:
+    whole = evaluate(run, plan(tmp_path), **ENCODERS)
+    opened, judges = Run.open(run), load_judges(Run.open(run), *ENCODERS.values())
+    alone = judge(gather(opened, plan(tmp_path), 1), judges, Options(), [], Silent())
+    assert alone.document["scores"] == whole.document["subjects"][1]["scores"]
+
+
+def test_runs_of_several_subjects_are_compared_subject_by_subject(run: Path, tmp_path: Path) -> None:
+    found = evaluate(run, plan(tmp_path), **ENCODERS)
+    other = evaluate(Path(shutil.copytree(run, tmp_path / "other")), plan(tmp_path), **ENCODERS)
+    for pair in compare([found, other])["pairs"]:
+        assert pair["difference"]["value"] == pytest.approx(0, abs=1e-6)
+
+
+def test_held_out_photos_lie_in_a_folder_for_each_subject(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "held").mkdir()
+    make_photos(tmp_path / "held" / "phol", ((100, 80),) * 2)
+    with pytest.raises(UserError, match=r"there is no folder .*ohwx"):
+        evaluate(run, plan(tmp_path), held_out=tmp_path / "held", **ENCODERS)
+    make_photos(tmp_path / "held" / "ohwx", ((80, 100),) * 2)
+    found = evaluate(run, plan(tmp_path), held_out=tmp_path / "held", **ENCODERS)
+    assert all("held_out_gap" in each["scores"] for each in found.document["subjects"])
+
+
+def test_every_subject_is_applied_as_fits_it(run: Path) -> None:
+    made = apply(run, ["views", "expressions"], count=1, **ENCODERS)
+    assert [each.name for each in made] == ["subject-1/views", "subject-1/expressions", "subject-2/views"]
+    assert made[2].folder == run / "applications" / "subject-2" / "views"
+    assert (made[2].folder / "grid.png").is_file()
+    assert Image.open(made[2].tuned.shots[0].file).info["prompt"] == "a ohwx mug seen from the top"
 
 
 def test_each_of_several_subjects_has_the_steps_of_one(tiny_sd: Path, tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_what_is_there_is_used_again_and_what_is_not_is_drawn(
         patch.setattr("dreambooth.generation.load", lambda *_: pytest.fail("a model was loaded"))
         again = evaluate(run, plan(prompts), **ENCODERS)
     assert again.document == first.document
-    lost = first.material.tuned.shots[1].file
+    lost = first.materials[0].tuned.shots[1].file
     before = lost.read_bytes()
     lost.unlink()
     assert evaluate(run, plan(prompts), **ENCODERS).document == first.document
@@ -120,7 +120,7 @@ def test_without_sibling_classes_the_other_scores_are_the_same(run: Path, prompt
 
 def test_a_broken_picture_is_named(run: Path, prompts: str) -> None:
     found = evaluate(run, plan(prompts), **ENCODERS)
-    broken = found.material.tuned.shots[3].file
+    broken = found.materials[0].tuned.shots[3].file
     broken.write_bytes(broken.read_bytes()[:100])
     done = calls.call("evaluate", run, "--prompts", prompts, "--count", 2, "--class-count", 3, *flags())
     assert (done.status, done.out) == (2, "")
@@ -157,7 +157,7 @@ def test_held_out_photos_must_be_held_out(run: Path, prompts: str) -> None:
 
 def test_masks_tell_the_subject_from_its_surroundings(run: Path, prompts: str, tmp_path: Path) -> None:
     """The scores of one side of the masks are those of pictures that show only that side, on grey."""
-    material = evaluate(run, plan(prompts), **ENCODERS).material
+    material = evaluate(run, plan(prompts), **ENCODERS).materials[0]
     sets = {
         "tuned": [shot.file for shot in material.tuned.shots],
         "frozen": [shot.file for shot in material.frozen.shots],

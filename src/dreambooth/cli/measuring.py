@@ -141,13 +141,13 @@ def evaluate(
         found = [evaluate_run(run, plan, options, **common) for run in runs]
         compared = compare(found) if len(found) > 1 else None
         page = write(compared, out) if compared else None
-    scores = {str(each.material.run.path): each.document["scores"] for each in found}
+    scores = {str(each.run.path): each.document["scores"] for each in found}
     if json:
         print_json(scores if compared else found[0].document["scores"])
         return
     for each in found:
         _print_scores(each.document)
-        print(f"report   {each.material.run.report}")
+        print(f"report   {each.run.report}")
     if page:
         print(f"compared {page}")
 

@@ -7,11 +7,10 @@ goes on where it was interrupted; what is done is never done again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from dreambooth import photos
@@ -21,7 +20,7 @@ from dreambooth.evaluation.dreambench import SUBJECTS
 from dreambooth.evaluation.material import Plan
 from dreambooth.evaluation.metrics import Options
 from dreambooth.evaluation.runs import Evaluation, evaluate
-from dreambooth.evaluation.statistics import Estimate, Scores
+from dreambooth.evaluation.statistics import Estimate
 from dreambooth.files import write_json
 from dreambooth.progress import Reporter, Silent
 from dreambooth.recipe import Recipe
@@ -143,9 +142,9 @@ def classes(folder: Path, limit: int | None = None) -> dict[str, str]:
 
 
 def _summarise(found: Sequence[Evaluation], out: Path) -> Bench:
-    rows = {name: joined([each.rows[name] for each in found]) for name in found[0].rows}
+    rows = {name: statistics.joined([each.rows[name] for each in found]) for name in found[0].rows}
     figures = {name: statistics.estimate(scores) for name, scores in rows.items()}
-    subjects = {each.material.run.path.name: each.figures for each in found}
+    subjects = {each.run.path.name: each.figures for each in found}
     made = Bench(out, figures, subjects)
     write_json(out / "manifest.json", _manifest(found, out))
     told = {name: {metric: each.as_json() for metric, each in own.items()} for name, own in subjects.items()}
@@ -153,24 +152,17 @@ def _summarise(found: Sequence[Evaluation], out: Path) -> Bench:
     return made
 
 
-def joined(scores: Sequence[Scores]) -> Scores:
-    """Rows of several subjects as one."""
-    columns = [field.name for field in fields(Scores) if field.name != "pairs"]
-    arrays = {name: np.concatenate([getattr(each, name) for each in scores]) for name in columns}
-    return Scores(**arrays, pairs=scores[0].pairs)
-
-
 def _manifest(found: Sequence[Evaluation], out: Path) -> dict[str, Any]:
     """Everything that anybody needs to compute every figure again: each picture with its prompt, seed and rows."""
     pictures = [
         {
-            "subject": each.material.run.path.name,
-            "class": each.material.noun,
+            "subject": each.run.path.name,
+            "class": each.materials[0].noun,
             "prompt": index,
             "text": entry["text"],
             "kind": entry["kind"],
             **{name: image[name] for name in ("seed", "dino", "clip_i", "clip_t")},
-            "file": str((each.material.run.path / "evaluation" / image["file"]).relative_to(out)),
+            "file": str((each.run.path / "evaluation" / image["file"]).relative_to(out)),
         }
         for each in found
         for index, entry in enumerate(each.document["prompts"])

@@ -47,17 +47,18 @@ def write(compared: dict[str, Any], out: Path) -> Path:
 def _difference(one: Evaluation, two: Evaluation, metric: str) -> dict[str, Any]:
     if one.document["encoders"] != two.document["encoders"]:
         raise UserError(f"{_name(one)} and {_name(two)} were scored by different encoders: name one for both")
-    found = statistics.compare(_common(one.rows[metric]), _common(two.rows[metric]))
+    found = statistics.compare(_common(one, metric), _common(two, metric))
     return {"difference": found.difference.as_json(), "p": found.p, "n": found.difference.n}
 
 
-def _common(scores: Scores) -> Scores:
-    """The rows without the name of their run, by which subjects are told apart."""
-    return replace(scores, subject_N=np.full(len(scores.value_N), "subject"))
+def _common(evaluation: Evaluation, metric: str) -> Scores:
+    """The rows without the name of their run, by which subjects of different runs are told apart."""
+    scores, name = evaluation.rows[metric], evaluation.run.path.name
+    return replace(scores, subject_N=np.array([str(each).removeprefix(name) for each in scores.subject_N]))
 
 
 def _run(evaluation: Evaluation) -> dict[str, Any]:
-    run = evaluation.material.run
+    run = evaluation.run
     return {
         "name": run.path.name,
         "folder": str(run.path),
@@ -67,4 +68,4 @@ def _run(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _name(evaluation: Evaluation) -> str:
-    return evaluation.material.run.path.name
+    return evaluation.run.path.name

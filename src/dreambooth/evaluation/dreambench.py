@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from dreambooth.errors import UserError
-from dreambooth.prompts import article
+from dreambooth.prompts import PLACE, article, placed
 
 SUBJECTS: dict[str, tuple[str, int]] = {
     "backpack": ("backpack", 6),
@@ -110,6 +110,10 @@ class Prompt:
         """The whole prompt for a subject without its article: "[V] dog" gives "a [V] dog in the snow"."""
         return article(self.scene.format(subject))
 
+    def named(self, called: str) -> str:
+        """The whole prompt for a run: "ohwx dog" gives "a ohwx dog in the snow", as its photos were captioned."""
+        return f"a {self.scene.format(called)}" if self.scene.startswith(PLACE) else self.text(called)
+
     @property
     def context(self) -> str:
         """What is asked without any subject: "in the snow", "red"."""
@@ -131,12 +135,13 @@ def is_live(class_noun: str) -> bool:
     return noun in LIVE_NOUNS.split() and not {"stuffed", "toy", "plush"} & set(before)
 
 
-def choose(class_noun: str, asked: str | None = None) -> tuple[Prompt, ...]:
+def choose(class_noun: str, asked: str | None = None, others: Sequence[str] = ()) -> tuple[Prompt, ...]:
     """Return the prompts to evaluate with: those of the class's kind, or what was asked for.
 
     Args:
         class_noun: The subject's class.
         asked: "live", "object", or the path of a YAML list of own prompts, each with `[V]` or `{}` for the subject.
+        others: Classes of the run's other subjects, which the list may name as well.
 
     Raises:
         UserError: There is no such list, or a prompt in it has no place for the subject.
@@ -145,7 +150,7 @@ def choose(class_noun: str, asked: str | None = None) -> tuple[Prompt, ...]:
         return SETS["live" if is_live(class_noun) else "object"]
     if asked in SETS:
         return SETS[asked]
-    return tuple(_own(text, class_noun, asked) for text in _read(Path(asked)))
+    return tuple(_own(text, (class_noun, *others), asked) for text in _read(Path(asked)))
 
 
 def _read(path: Path) -> list[str]:
@@ -159,11 +164,10 @@ def _read(path: Path) -> list[str]:
     return texts
 
 
-def _own(text: str, class_noun: str, where: str) -> Prompt:
+def _own(text: str, nouns: Sequence[str], where: str) -> Prompt:
     """A prompt of a user's list; "a [V] dog in the snow" and "a {} in the snow" are the same."""
-    scene = text.replace(f"[V] {class_noun}", "{}").replace("[V]", "{}").strip()
-    scene = scene.removeprefix("a ").removeprefix("an ")
-    if scene.count("{}") != 1:
-        mend = f"write it as 'a [V] {class_noun} in the snow'"
+    scene = placed(text, nouns).removeprefix("a ").removeprefix("an ")
+    if scene.count(PLACE) != 1:
+        mend = f"write it as 'a [V] {nouns[0]} in the snow'"
         raise UserError(f"the prompt '{text}' in {where} does not name the subject once: {mend}")
     return Prompt(scene, "own")

@@ -48,13 +48,16 @@ class Plan:
 
 @dataclass(frozen=True)
 class Material:
-    """What is to be scored.
+    """What is to be scored: one subject of a run.
 
     Attributes:
         run: The run.
+        name: What tells the subject from those of other runs, and from the others of its own.
+        folder: Holds what is drawn and found of the subject, beside its pictures.
         noun: The class noun.
         identifier: What `[V]` stands for.
         photos: The photos it was trained on.
+        first: How many photos of other subjects come before them in the run's list.
         prompts: The prompts.
         classes: The class noun and its siblings.
         tuned: The run's pictures, a text for each prompt.
@@ -64,9 +67,12 @@ class Material:
     """
 
     run: Run
+    name: str
+    folder: Path
     noun: str
     identifier: str
     photos: list[Photo]
+    first: int
     prompts: tuple[Prompt, ...]
     classes: tuple[str, ...]
     tuned: PictureSet
@@ -75,34 +81,47 @@ class Material:
     frozen_class: PictureSet
 
 
-def gather(run: Run, plan: Plan) -> Material:
-    """Find out what there is to draw and to score, without loading a model.
+def gather(run: Run, plan: Plan, index: int = 0) -> Material:
+    """Find out what there is to draw and to score of a subject, without loading a model.
+
+    Args:
+        run: The run.
+        plan: How much is drawn and with what.
+        index: Of the subject.
 
     Raises:
         UserError: The run is not finished, its photos have gone or changed, or there are no such prompts.
     """
     target = generation.find(run.path)
     recipe = run.recipe
-    subject = recipe.subjects[0]
+    subject = recipe.subjects[index]
     noun, identifier = subject.class_noun, subject.identifier or ""
-    chosen = dreambench.choose(noun, plan.prompts)
+    chosen = dreambench.choose(noun, plan.prompts, [each.class_noun for each in recipe.subjects])
     classes = (noun, *_siblings(noun)[: plan.siblings])
     seeds, class_seeds = (range(plan.seed, plan.seed + count) for count in (plan.count, plan.class_count))
-    home = run.path / "evaluation"
+    part = f"subject-{index + 1}" if len(recipe.subjects) > 1 else ""
+    home = run.path / "evaluation" / part
     called = f"{identifier} {noun}" if "{class}" in recipe.label else identifier
-    named = [prompt.text(called) for prompt in chosen]
+    named = [prompt.named(called) for prompt in chosen]
     plain = [prompt.text(noun) for prompt in chosen]
     class_texts = [prompts.class_prompt(each) for each in classes]
     return Material(
         run,
+        "/".join(filter(None, (run.path.name, part))),
+        home,
         noun,
         identifier,
-        _photos(run, recipe),
+        *_photos(run, recipe, index),
         chosen,
         classes,
         *sets(target, home / "images", named, plain, seeds),
         *sets(target, home / "class", (f"a {called}", *class_texts), class_texts, class_seeds),
     )
+
+
+def gather_all(run: Run, plan: Plan) -> list[Material]:
+    """Find out what there is to draw and to score of every subject of a run, as `gather` does."""
+    return [gather(run, plan, index) for index in range(len(run.recipe.subjects))]
 
 
 def sets(
@@ -137,15 +156,17 @@ def draw_sets(target: Target, tuned: PictureSet, frozen: PictureSet, reporter: R
     draw_missing(frozen, functools.partial(frozen_pipeline, target.run), reporter, f"frozen {what}")
 
 
-def draw_all(material: Material, reporter: Reporter) -> None:
-    """Draw every picture that is not there yet: first the run's, then the frozen model's."""
+def draw_all(materials: Sequence[Material], reporter: Reporter) -> None:
+    """Draw every picture of a run's subjects that is not there yet: first the run's, then the frozen model's."""
     for load, sets in (
-        (_tuned, {"pictures": material.tuned, "class pictures": material.tuned_class}),
-        (frozen_pipeline, {"frozen pictures": material.frozen, "frozen class pictures": material.frozen_class}),
+        (_tuned, {"pictures": "tuned", "class pictures": "tuned_class"}),
+        (frozen_pipeline, {"frozen pictures": "frozen", "frozen class pictures": "frozen_class"}),
     ):
-        once = functools.cache(functools.partial(load, material.run))
-        for stage, pictures in sets.items():
-            draw_missing(pictures, once, reporter, stage)
+        once = functools.cache(functools.partial(load, materials[0].run))
+        for material in materials:
+            of = f" of {material.identifier} {material.noun}" if len(materials) > 1 else ""
+            for stage, name in sets.items():
+                draw_missing(getattr(material, name), once, reporter, f"{stage}{of}")
 
 
 def _tuned(run: Run) -> DiffusionPipeline:
@@ -164,12 +185,12 @@ def _siblings(noun: str) -> Sequence[str]:
     return [each for each in SIBLINGS[kind] if each != noun]
 
 
-def _photos(run: Run, recipe: Recipe) -> list[Photo]:
-    """The first subject's photos, made sure to be those that it was trained on."""
-    folder, side = recipe.subjects[0].photos, recipe.resolution
+def _photos(run: Run, recipe: Recipe, index: int) -> tuple[list[Photo], int]:
+    """A subject's photos, made sure to be those that it was trained on, and how many of the run's come before them."""
+    folder, side = recipe.subjects[index].photos, recipe.resolution
     assert side is not None, "presets.fill leaves it open for no run"
     found = photos.usable(photos.read(folder, side)) if folder.is_dir() else []
     trained = [entry["id"] for entry in run.info["photos"]]
     if not found or any(photo.id not in trained for photo in found):
         raise UserError(f"{folder} no longer holds the photos that {run.path} was trained on: put them back")
-    return found
+    return found, trained.index(found[0].id)

@@ -14,10 +14,9 @@ from dreambooth import environment, generation, photos
 from dreambooth.errors import UserError
 from dreambooth.evaluation import embeddings, encoders, leakage, limitations, masks, metrics, statistics
 from dreambooth.evaluation.encoders import Encoder
-from dreambooth.evaluation.leakage import Leak
 from dreambooth.evaluation.limitations import Finding
 from dreambooth.evaluation.masks import Masked
-from dreambooth.evaluation.material import Material, Plan, draw_all, gather
+from dreambooth.evaluation.material import Material, Plan, draw_all, gather_all
 from dreambooth.evaluation.metrics import Options, Rows
 from dreambooth.evaluation.pictures import PictureSet
 from dreambooth.evaluation.scoring import Embedded, Grid, Texts, alone, score
@@ -50,13 +49,16 @@ class Evaluation:
     """A scored run.
 
     Attributes:
-        material: What was scored.
-        rows: The rows of every metric.
-        figures: The figure of every metric.
-        document: All of it as it is written to `evaluation/evaluation.json`.
+        run: The run.
+        materials: What was scored, subject by subject.
+        rows: The rows of every metric, of all subjects.
+        figures: The figure of every metric; a mean over subjects.
+        document: All of it as it is written to `evaluation/evaluation.json`. Of several subjects each has its own under
+            "subjects".
     """
 
-    material: Material
+    run: Run
+    materials: tuple[Material, ...]
     rows: dict[str, Scores]
     figures: dict[str, Estimate]
     document: dict[str, Any]
@@ -83,8 +85,10 @@ def evaluate(
         options: How scores are taken.
         identity_encoder: A name of `encoders.SPECS` or a folder. Default: by the run's base model.
         clip_encoder: The same for the encoder of pictures and texts.
-        held_out: Folder of photos of the subject that were not trained on.
-        mask_folder: Folder of masks, as `masks.find` says, for scores of the subject and its surroundings alone.
+        held_out: Folder of photos of the subject that were not trained on. Of several subjects each has a folder in
+            it, called as its identifier.
+        mask_folder: Folder of masks, as `masks.find` says, for scores of the subject and its surroundings alone; of
+            several subjects one in it for each, likewise.
         reporter: Listens to the progress.
 
     Returns:
@@ -95,31 +99,50 @@ def evaluate(
     """
     plan, options, reporter = plan or Plan(), options or Options(), reporter or Silent()
     opened = Run.open(run)
-    material = gather(opened, plan)
-    extra = _held_out(held_out, material)
-    masked = masks.find(mask_folder, material) if mask_folder else None
+    materials = gather_all(opened, plan)
+    extras = [_held_out(_own(held_out, each), each) for each in materials]
+    masked = [_masked(_own(mask_folder, each), each) for each in materials]
     judges = load_judges(opened, identity_encoder, clip_encoder)
     with opened.lock():
-        draw_all(material, reporter)
-        evaluation = judge(material, judges, options, extra, reporter, masked)
-        if len(opened.recipe.subjects) > 1:
-            _add_leakage(evaluation, _leaks(opened, judges.identity, plan, reporter))
+        draw_all(materials, reporter)
+        parts = [
+            judge(material, judges, options, extra, reporter, some)
+            for material, extra, some in zip(materials, extras, masked, strict=True)
+        ]
+        evaluation = parts[0] if len(parts) == 1 else _together(opened, parts, judges, plan, reporter)
         write_json(opened.path / "evaluation" / "evaluation.json", evaluation.document)
         write_json(opened.path / "scores.json", evaluation.document["scores"])
         report(opened.path)
     return evaluation
 
 
-def _leaks(run: Run, encoder: Encoder, plan: Plan, reporter: Reporter) -> list[Leak]:
-    target, folder = generation.find(run.path), run.path / "evaluation" / "subjects"
-    return leakage.leaks(leakage.measure(target, run.recipe.subjects, folder, encoder, plan, reporter))
+def _own(folder: Path | None, material: Material) -> Path | None:
+    """A subject's part of a folder that the user gave; the whole folder where there is one subject."""
+    is_one = len(material.run.recipe.subjects) == 1
+    return folder if folder is None or is_one else folder / material.identifier
 
 
-def _add_leakage(evaluation: Evaluation, found: Sequence[Leak]) -> None:
-    material, document = evaluation.material, evaluation.document
-    nouns = [subject.class_noun for subject in material.run.recipe.subjects]
-    document["leakage"] = [leak.as_json() for leak in found]
-    document["findings"].append(_finding(leakage.finding(found, nouns), material))
+def _masked(folder: Path | None, material: Material) -> Masked | None:
+    return masks.find(folder, material) if folder else None
+
+
+def _together(run: Run, parts: Sequence[Evaluation], judges: Judges, plan: Plan, reporter: Reporter) -> Evaluation:
+    """The evaluations of several subjects as one, and how far one leaks into another."""
+    subjects, nouns = run.recipe.subjects, [subject.class_noun for subject in run.recipe.subjects]
+    folder = run.path / "evaluation" / "subjects"
+    leaks = leakage.leaks(leakage.measure(generation.find(run.path), subjects, folder, judges.identity, plan, reporter))
+    names = set.intersection(*(set(each.rows) for each in parts))
+    rows = {name: statistics.joined([each.rows[name] for each in parts]) for name in parts[0].rows if name in names}
+    figures = {name: statistics.estimate(scores) for name, scores in rows.items()}
+    told = ("identifier", "class", "scores", "kinds", "prompts", "drift", "copies", "findings")
+    document = {
+        "scores": {name: figure.as_json() for name, figure in figures.items()},
+        **{name: parts[0].document[name] for name in ("by", "encoders", "options", "sampling")},
+        "subjects": [{name: each.document[name] for name in told} for each in parts],
+        "leakage": [leak.as_json() for leak in leaks],
+        "findings": [_finding(leakage.finding(leaks, nouns))],
+    }
+    return Evaluation(run, tuple(each.materials[0] for each in parts), rows, figures, document)
 
 
 def load_judges(run: Run, identity: str | None = None, clip: str | None = None) -> Judges:
@@ -141,11 +164,11 @@ def judge(
     reporter: Reporter,
     masked: Masked | None = None,
 ) -> Evaluation:
-    """Score pictures that have been drawn."""
+    """Score pictures of a subject that have been drawn."""
     identity, clip = (_embed(material, each, held_out, reporter) for each in (judges.identity, judges.clip))
     texts = _texts(material, judges.clip)
     kinds = tuple(prompt.kind for prompt in material.prompts)
-    grid = Grid(material.run.path.name, kinds, material.tuned.seeds)
+    grid = Grid(material.name, kinds, material.tuned.seeds)
     rows = score(identity, clip, texts, grid, options)
     if options.diversity == "lpips-alex":
         rows |= _lpips(material, grid)
@@ -157,6 +180,8 @@ def judge(
     found.append(limitations.entanglement(*_colours(material), grid, material.prompts))
     near = metrics.copying(identity.tuned_GD, identity.photos_RD, options.spread)
     document = {
+        "identifier": material.identifier,
+        "class": material.noun,
         "scores": {name: figure.as_json() for name, figure in figures.items()},
         "by": {"dino": judges.identity.name, "clip": judges.clip.name, "div": options.diversity},
         "encoders": {"dino": judges.identity.identity, "clip": judges.clip.identity},
@@ -168,7 +193,7 @@ def judge(
         "copies": _copies(material, near),
         "findings": [_finding(each, material) for each in found],
     }
-    return Evaluation(material, rows, figures, document)
+    return Evaluation(material.run, (material,), rows, figures, document)
 
 
 def _embed(material: Material, encoder: Encoder, held_out: Sequence[Path], reporter: Reporter) -> Embedded:
@@ -271,10 +296,10 @@ def _by_prompt(material: Material, rows: dict[str, Scores], near: metrics.Copyin
     for index, prompt in enumerate(material.prompts):
         images = [
             {
-                "file": str(shot.file.relative_to(material.run.path / "evaluation")),
+                "file": _shown(shot.file, material),
                 "seed": shot.seed,
                 **{metric: round(float(rows[metric].value_N[at]), 4) for metric in ("dino", "clip_i", "clip_t")},
-                "nearest": int(near.photo_G[at]),
+                "nearest": material.first + int(near.photo_G[at]),
                 "nearest_similarity": round(float(near.similarity_G[at]), 4),
                 "percentile": None if np.isnan(near.percentile_G[at]) else float(near.percentile_G[at]) / 100,
             }
@@ -305,9 +330,8 @@ def _drift(material: Material, identity: Embedded) -> list[dict[str, Any]]:
             spread = metrics.diversity(rows_KD, np.zeros(len(rows_KD), int))
             for name, values in (("pres", near), ("diversity", spread)):
                 figures[name + suffix] = statistics.estimate(alone("class", values, name == "diversity")).as_json()
-        home = material.run.path / "evaluation"
         shown = {
-            "tuned": [str(file.relative_to(home)) for file in tuned[index]],
+            "tuned": [_shown(file, material) for file in tuned[index]],
             "frozen": list(map(str, frozen[index])),
         }
         told.append({"class": noun, "sibling": index > 0, **shown, **figures})
@@ -316,11 +340,11 @@ def _drift(material: Material, identity: Embedded) -> list[dict[str, Any]]:
 
 def _copies(material: Material, near: metrics.Copying, count: int = 6) -> list[dict[str, Any]]:
     """The pictures nearest to a photo, the nearest first."""
-    shots, home = material.tuned.shots, material.run.path / "evaluation"
+    shots = material.tuned.shots
     return [
         {
-            "image": str(shots[at].file.relative_to(home)),
-            "photo": int(near.photo_G[at]),
+            "image": _shown(shots[at].file, material),
+            "photo": material.first + int(near.photo_G[at]),
             "similarity": round(float(near.similarity_G[at]), 4),
             "percentile": None if np.isnan(near.percentile_G[at]) else float(near.percentile_G[at]) / 100,
             "prompt": material.prompts[shots[at].text].text(f"[V] {material.noun}"),
@@ -329,9 +353,13 @@ def _copies(material: Material, near: metrics.Copying, count: int = 6) -> list[d
     ]
 
 
-def _finding(found: Finding, material: Material) -> dict[str, Any]:
-    shots, home = material.tuned.shots, material.run.path / "evaluation"
-    images = [str(shots[at].file.relative_to(home)) for at in found.pictures]
+def _finding(found: Finding, material: Material | None = None) -> dict[str, Any]:
+    images = [_shown(material.tuned.shots[at].file, material) for at in found.pictures] if material else []
     figures = {name: figure.as_json() for name, figure in found.figures.items()}
     told = {name: getattr(found, name) for name in ("name", "title", "level", "text")}
     return {**told, "figures": figures, "images": images}
+
+
+def _shown(file: Path, material: Material) -> str:
+    """A picture's path as `evaluation.json` names it."""
+    return str(file.relative_to(material.run.path / "evaluation"))

@@ -7,7 +7,7 @@ bootstrap of the highest level that has enough units; whatever lies under a draw
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
@@ -101,6 +101,14 @@ class Scores:
     @property
     def _columns(self) -> dict[str, Any]:
         return {name: column for name, column in vars(self).items() if name != "pairs"}
+
+
+def joined(parts: Sequence[Scores]) -> Scores:
+    """Return the rows of several subjects, or of several trainings, as one."""
+    columns: dict[str, Any] = {
+        name: np.concatenate([each._columns[name] for each in parts]) for name in parts[0]._columns
+    }
+    return replace(parts[0], **columns)
 
 
 @dataclass(frozen=True)

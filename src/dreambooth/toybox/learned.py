@@ -103,7 +103,7 @@ def measure(study: Study, arm: Arm, subject: str, classifier: Classifier, report
     if not file.is_file():
         run = study.learn(arm, subject, 0, reporter)
         material = gather(run, Plan(str(_contexts(study)), COUNT))
-        draw_all(material, reporter)
+        draw_all([material], reporter)
         judge = load_judges(material.run).identity
         strangers = sorted((other_subject(class_of(subject), STRANGER, study.home / "others") / "truth").glob("*.png"))
         likenesses = _likenesses(material, judge, subject, strangers)

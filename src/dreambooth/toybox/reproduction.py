@@ -124,7 +124,7 @@ def _described(study: Study, subject: str, seed: int, reporter: Reporter) -> tup
     began = time.monotonic()
     run = study.learn(Arm(OURS), subject, seed, reporter)
     material = gather(run, Plan(str(study.prompts(subject)), study.count, siblings=0))
-    draw_all(material, reporter)
+    draw_all([material], reporter)
     texts = [prompt.text(description(subject)) for prompt in material.prompts]
     base = material.frozen
     pictures = cached(cache_root() / "frozen", texts, base.seeds, base.sampling, base.model)

@@ -23,7 +23,6 @@ from filelock import FileLock
 
 from dreambooth import environment, families, generation, memory, planning
 from dreambooth.evaluation import dreambench, statistics
-from dreambooth.evaluation.bench import joined
 from dreambooth.evaluation.material import Plan, frozen_pipeline
 from dreambooth.evaluation.runs import Evaluation, evaluate
 from dreambooth.evaluation.scoring import alone
@@ -290,7 +289,7 @@ def of_trainings(values: Mapping[Training, float]) -> Scores:
 def merge(found: Sequence[Rows]) -> Rows:
     """Join the rows of several cells, of the metrics that all of them have."""
     names = [name for name in found[0] if all(name in rows for rows in found)]
-    return {name: joined([rows[name] for rows in found]) for name in names}
+    return {name: statistics.joined([rows[name] for rows in found]) for name in names}
 
 
 def difference(one: Scores, two: Scores) -> Estimate:
