@@ -323,6 +323,10 @@ KNOWN = {
     "colour": list(vocabulary.COLOURS),
     "accessory": ["none", *vocabulary.OUTFITS],
     "class": list(vocabulary.CLASSES),
+    "property": ["none", *vocabulary.PROPERTIES],
+    "material": ["none", *vocabulary.MATERIALS],
+    "sculpture": ["none", *vocabulary.SCULPTORS],
+    "expression": ["none", *vocabulary.EXPRESSIONS],
 }
 
 
@@ -333,17 +337,20 @@ def test_what_the_toybox_has_words_for_is_judged() -> None:
     }
     assert counts == {
         "recontext": 10,
-        "art": 3,  # neither Vermeer nor statues
+        "art": 5,  # no Vermeer
         "views": 4,
-        "properties": 6,  # the colours
+        "properties": 12,
         "accessories": 11,  # no witch
-        "expressions": 0,
+        "expressions": 5,
         "hybrids": 7,
         "comic": 12,  # not "time to eat"
     }
     (cell,) = [each for each in APPLICATIONS["comic"].cells("dog", "live") if each.label == "in the snow, cartoon"]
     assert truth("comic", cell, "dog", KNOWN) == {"context": ("in the snow",), "style": ("cartoon",)}
     assert truth("hybrids", Cell("pig", "", ""), "dog", KNOWN) == {"class": ("dog", "pig")}
+    assert truth("properties", Cell("transparent", "", ""), "dog", KNOWN) == {"material": ("glass",)}
+    assert truth("art", Cell("Rodin", "", ""), "dog", KNOWN) == {"sculpture": ("Rodin",)}
+    assert truth("expressions", Cell("sad", "", ""), "dog", {}) == {}
 
 
 class Reader:

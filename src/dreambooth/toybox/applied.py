@@ -31,15 +31,18 @@ from dreambooth.toybox.options import options
 from dreambooth.toybox.stock import class_of
 from dreambooth.toybox.study import DEFAULT, Arm, Study, difference
 
-ASKED = {
-    "recontext": ("context", ""),
-    "art": ("style", ""),
-    "views": ("view", ""),
-    "properties": ("colour", ""),
-    "accessories": ("accessory", ""),
-    "comic": ("context", "style"),
+ASKED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "recontext": (("context",), ()),
+    "art": (("style", "sculpture"), ()),
+    "views": (("view",), ()),
+    "properties": (("colour", "property", "material"), ()),
+    "accessories": (("accessory",), ()),
+    "expressions": (("expression",), ()),
+    "comic": (("context",), ("style",)),
 }
-"""What an application asks by the label of its rows, and of its columns, as the classifiers call it."""
+"""What an application may ask by the label of its rows, and of its columns, as the classifiers call it."""
+CALLED = {"transparent": "glass"}
+"""What the toybox calls by another word than its label."""
 HYBRIDS = "hybrids"
 """A hybrid has the body of one class and the head of another: its two likeliest classes must be these two."""
 BEGIN, END = "<!-- written by python -m dreambooth.toybox.applied -->", "<!-- end -->"
@@ -127,12 +130,18 @@ def truth(name: str, cell: Cell, noun: str, known: classifiers.Labels) -> dict[s
     Returns:
         Nothing where the classifiers do not know one of the words.
     """
-    attributes = zip(ASKED.get(name, ()), (cell.row, cell.column), strict=False)
-    asked: dict[str, tuple[str, ...]] = {attribute: (label,) for attribute, label in attributes if attribute}
     if name == HYBRIDS:
-        asked = {"class": (noun, cell.row)}
-    is_known = all(set(answers) <= set(known.get(attribute, ())) for attribute, answers in asked.items())
-    return asked if is_known else {}
+        both = (noun, cell.row)
+        return {"class": both} if set(both) <= set(known.get("class", ())) else {}
+    asked: dict[str, tuple[str, ...]] = {}
+    for attributes, label in zip(ASKED[name], (cell.row, cell.column), strict=True):
+        answer = CALLED.get(label, label)
+        found = next((attribute for attribute in attributes if answer in known.get(attribute, ())), None)
+        if attributes and not found:
+            return {}
+        if found:
+            asked[found] = (answer,)
+    return asked
 
 
 @torch.no_grad()

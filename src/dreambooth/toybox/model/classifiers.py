@@ -16,13 +16,22 @@ from torch.nn import functional as F
 from dreambooth.errors import UserError
 from dreambooth.toybox.model.renders import Renders, World, flipped, shifted
 from dreambooth.toybox.world.scenes import Scene, from_dict
+from dreambooth.toybox.world.vocabulary import LIVE
 
 NONE = "none"
 UNKNOWN = -1
 
 
+FACELESS = ("top", "bottom", "back")
+"""Views in which no face is seen."""
+
+
 def _said_or_none(name: str) -> Callable[[Scene], str]:
     return lambda scene: getattr(scene, name) or NONE
+
+
+def _expression(scene: Scene) -> str | None:
+    return None if scene.cls not in LIVE or scene.view in FACELESS else scene.expression or NONE
 
 
 # What a head learns to tell from a scene; None where a picture does not answer the question.
@@ -33,6 +42,10 @@ ATTRIBUTES: dict[str, Callable[[Scene], str | None]] = {
     "view": lambda scene: scene.view,
     "accessory": _said_or_none("accessory"),
     "style": _said_or_none("style"),
+    "property": lambda scene: "".join(scene.properties) or NONE,
+    "material": _said_or_none("material"),
+    "sculpture": _said_or_none("sculpture"),
+    "expression": _expression,
 }
 
 Labels = dict[str, list[str]]
@@ -111,12 +124,14 @@ class ClassifierTask:
         return {"loss": torch.stack(list(parts.values())).sum(), **parts}
 
     def evaluate(self) -> dict[str, float]:
-        """Accuracy of each attribute on held-out renders."""
+        """Accuracy of each attribute on the held-out renders that answer it."""
         held_out = self.world.held_out
         true = targets(held_out, self.module.labels)
         predicted = [predict(self.module, held_out.pixels(rows)) for rows in held_out.batches(128)]
         return {
-            name: _accuracy(torch.cat([part[name] for part in predicted]), true[name]) for name in self.module.labels
+            name: _accuracy(torch.cat([part[name] for part in predicted]), true_N)
+            for name, true_N in true.items()
+            if (true_N != UNKNOWN).any()
         }
 
     def save(self, folder: Path) -> None:

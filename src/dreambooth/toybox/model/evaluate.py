@@ -133,7 +133,8 @@ def accuracies(classifier: Classifier, images_NHWC: NDArray[np.uint8], of: list[
     for index, trial in enumerate(of):
         answers = {name: classifier.labels[name][int(predicted[name][index])] for name in trial.truth}
         right.append({name: answers[name] == true for name, true in trial.truth.items()})
-    rows = {name: [row[name] for row in right if name in row] for name in classifier.labels}
+    asked = [name for name in classifier.labels if any(name in row for row in right)]
+    rows = {name: [row[name] for row in right if name in row] for name in asked}
     rows[ALL] = [all(row.values()) for row in right]
     return {name: Share(sum(hits), len(hits)) for name, hits in rows.items()}
 

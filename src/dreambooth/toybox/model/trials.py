@@ -40,7 +40,7 @@ def compose(number: int) -> Trial:
 
 
 def _is_plain(scene: Scene) -> bool:
-    """Whether it holds nothing but what the classifiers answer."""
+    """Whether it holds nothing but what a trial asks for."""
     rest = (scene.properties, scene.material, scene.expression, scene.hybrid, scene.sculpture, scene.planted)
     return not any(rest)
 
