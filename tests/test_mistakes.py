@@ -124,6 +124,16 @@ def test_captions_that_do_not_name_the_subject(source: Source) -> None:
     assert mistakes.look(plan(source, named)) == []
 
 
+def test_one_photo_of_two_subjects(source: Source) -> None:
+    two = plan(source, subjects=[DOG, MUG])
+    dog, mug = ([replace(photo, path=Path(name, photo.path)) for photo in photos()] for name in ("dog", "mug"))
+    others = [replace(photo, id=f"mug {photo.id}") for photo in mug]
+    assert mistakes.look(replace(two, photos=[dog, others])) == []
+    assert mistakes.look(replace(two, photos=[[*dog, dog[0]], others])) == []
+    (warning,) = mistakes.look(replace(two, photos=[dog, [*others[1:], mug[2]]]))
+    assert warning.startswith("dog/2.jpg and mug/2.jpg are one photo for two subjects")
+
+
 def test_masks_that_do_nothing(source: Source) -> None:
     masked = photos(3, mask_path=Path("0.mask.png"))
     (warning,) = mistakes.look(plan(source, masked, background_weight=1.0))

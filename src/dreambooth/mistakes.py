@@ -6,6 +6,7 @@ it; a plain sentence is a warning.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -162,12 +163,23 @@ def words(plan: Plan) -> Found:
         yield Objection(f"the scene '{mute[0]}' does not name the subject: write [V] in it", "scenes")
 
 
+def shared_photos(plan: Plan) -> Found:
+    """Photos that would teach the model two names for one thing."""
+    folders = [subject.photos.resolve() for subject in plan.recipe.subjects]
+    if len(set(folders)) < len(folders):
+        yield Objection("two subjects have the same folder of photos: give each its own")
+        return
+    owner: dict[str, Photo] = {}
+    for photo in itertools.chain(*plan.photos):
+        first = owner.setdefault(photo.id, photo)
+        if first.path.parent != photo.path.parent:
+            yield f"{first.path} and {photo.path} are one photo for two subjects, which will look alike: remove one"
+
+
 def class_images(plan: Plan) -> Found:
     """Class images that are no prior."""
     recipe = plan.recipe
     folders = [subject.photos.resolve() for subject in recipe.subjects]
-    if len(set(folders)) < len(folders):
-        yield Objection("two subjects have the same folder of photos: give each its own")
     if recipe.prior_weight and recipe.prior_images and recipe.prior_images.resolve() in folders:
         yield Objection("--prior-images are the subject's own photos: give pictures of others of its class")
     if not recipe.draws_class_images:
@@ -220,6 +232,7 @@ CHECKS: tuple[Callable[[Plan], Found], ...] = (
     resolution,
     duration,
     words,
+    shared_photos,
     class_images,
     drawing,
     masks,

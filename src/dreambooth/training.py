@@ -29,6 +29,7 @@ from dreambooth import (
     swapping,
 )
 from dreambooth.errors import UserError
+from dreambooth.evaluation import class_noun
 from dreambooth.files import atomic_folder
 from dreambooth.job import Job
 from dreambooth.looks import Watch
@@ -258,6 +259,7 @@ def _class_images(job: Job) -> list[list[Photo]]:
     if recipe.prior_weight == 0 or recipe.prior_loss == "parent":
         return [[] for _ in recipe.subjects]
     if job.plans.class_images:
+        _look_at_class_images(job)
         return job.plans.class_images
     found = []
     with job.timed("class images"):
@@ -268,6 +270,14 @@ def _class_images(job: Job) -> list[list[Photo]]:
                 prior.make(job.pipe, job.family, wanted, job.reporter, rank, world)
             found.append(wanted.photos())
     return found
+
+
+def _look_at_class_images(job: Job) -> None:
+    """Warn of real class images that look like another class."""
+    if job.is_main:
+        pool = [image.path for image in job.plans.class_images[0]]
+        for problem in class_noun.mistaken(pool, job.plans.source, job.recipe.subjects[0].class_noun):
+            job.warn(problem.message)
 
 
 def _before(job: Job) -> None:

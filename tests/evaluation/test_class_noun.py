@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
+import pytest
 
 from dreambooth.evaluation import embeddings, encoders
-from dreambooth.evaluation.class_noun import COUNT, NEAREST, NOUNS, PROPOSED, count_told, diagnose, rank
+from dreambooth.evaluation.class_noun import COUNT, NEAREST, NOUNS, PROPOSED, count_told, diagnose, mistaken, rank
 from dreambooth.models import resolve
 from dreambooth.progress import Silent
 from dreambooth.prompts import class_prompt
+from dreambooth.run import Run
 from dreambooth.toybox import SUBJECTS
 from dreambooth.toybox.stock import class_of
 from dreambooth.toybox.world.vocabulary import CLASSES
@@ -61,3 +64,24 @@ def test_most_subjects_are_given_their_class_among_the_proposed() -> None:
         photos_RD = embeddings.embed_files(clip, sorted(folder.glob("*.png")))
         right.append(class_of(folder.parent.name) in rank(photos_RD, words_CD, CLASSES)[:PROPOSED])
     assert sum(right) >= len(right) - 1
+
+
+def test_real_class_images_of_another_class_are_told(tmp_path: Path) -> None:
+    toybox = resolve("toybox")
+    assert mistaken(CAR, toybox, "car") == []
+    (problem,) = mistaken(CAR, toybox, "frog")
+    assert problem.message.startswith("the class images look less like a frog than like: car, ")
+    given = ("--class", "dog", "--model", "toybox", "--prior-images", CAR[0].parent, "--out", tmp_path / "run")
+    photos = SUBJECTS / "spotted_dog" / "photos"
+    done = call("train", photos, *given, "--prior-loss", "images", "--steps", 1, "--samples", 0)
+    assert done.status == 0, done
+    assert "warning: the class images look less like a dog than like: car, " in done.err
+    assert any("the class images look less like" in text for text in Run(tmp_path / "run").info["warnings"])
+
+
+def test_without_a_clip_at_hand_nothing_is_fetched_for_class_images(
+    tiny_sd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoders, "load", lambda *_: pytest.fail("an encoder was loaded"))
+    assert not encoders.is_here("clip-vit-b32")
+    assert mistaken(CAR, resolve(str(tiny_sd)), "frog") == []

@@ -15,6 +15,7 @@ import numpy as np
 
 from dreambooth import environment, families, presets, prompts, samples
 from dreambooth.evaluation import embeddings, encoders
+from dreambooth.evaluation.encoders import Encoder
 from dreambooth.evaluation.metrics import Rows
 from dreambooth.evaluation.pictures import PictureSet, cached, draw_missing
 from dreambooth.models import CLIP_ENCODER, PACKAGE, Source, native_resolution, resolve
@@ -30,6 +31,8 @@ NOUNS = tuple((PACKAGE / "data" / "nouns.txt").read_text(encoding="utf-8").split
 PROPOSED = 3
 COUNT = 12
 """Pictures of the class that are drawn."""
+LOOKED_AT = 32
+"""Class images that are looked at, at most."""
 NEAREST = 3
 """A picture is told as its class if so few nouns at most are nearer to it, itself among them: synonyms are near."""
 LEAST_TOLD = 0.5
@@ -76,18 +79,42 @@ def diagnose(photos: Sequence[Path], model: str, noun: str | None, reporter: Rep
         UserError: The model or its CLIP cannot be had.
     """
     source = resolve(model)
-    card = source.card
-    clip = encoders.load(card.clip_encoder if card else CLIP_ENCODER, environment.processes().device.type)
-    known = card.nouns if card and card.nouns else NOUNS
-    nouns = known if noun is None or noun in known else (*known, noun)
-    words_CD = embeddings.embed_texts(clip, [prompts.class_prompt(each) for each in nouns])
+    clip, nouns, words_CD = _words(source, noun)
     ranked = rank(embeddings.embed_files(clip, photos), words_CD, nouns)
     chosen = noun or ranked[0]
     drawn = _draw(source, chosen, reporter)
     files = [shot.file for shot in drawn.shots]
     told = count_told(embeddings.embed_files(clip, files), words_CD, nouns.index(chosen))
-    found = [*_unlikely(ranked, chosen), *_weak(told, chosen)]
+    found = [*_unlikely(ranked, chosen, "the photos", "check --class"), *_weak(told, chosen)]
     return Diagnosis(tuple(ranked[:PROPOSED]), chosen, told, found, tuple(files))
+
+
+def mistaken(pictures: Sequence[Path], source: Source, noun: str) -> list[Problem]:
+    """Say whether real class images look like another class, where the model's CLIP is on this machine.
+
+    Args:
+        pictures: The class images.
+        source: The base model.
+        noun: The class noun.
+    """
+    if not encoders.is_here(_clip_of(source)):
+        return []
+    clip, nouns, words_CD = _words(source, noun)
+    ranked = rank(embeddings.embed_files(clip, pictures[:LOOKED_AT]), words_CD, nouns)
+    return _unlikely(ranked, noun, "the class images", "give pictures of others of its class as --prior-images")
+
+
+def _clip_of(source: Source) -> str:
+    return source.card.clip_encoder if source.card else CLIP_ENCODER
+
+
+def _words(source: Source, noun: str | None) -> tuple[Encoder, Sequence[str], Rows]:
+    """The model's CLIP, the nouns that pictures are held against, the given one among them, and their embeddings."""
+    card = source.card
+    clip = encoders.load(_clip_of(source), environment.processes().device.type)
+    known = card.nouns if card and card.nouns else NOUNS
+    nouns = known if noun is None or noun in known else (*known, noun)
+    return clip, nouns, embeddings.embed_texts(clip, [prompts.class_prompt(each) for each in nouns])
 
 
 def rank(photos_RD: Rows, words_CD: Rows, nouns: Sequence[str]) -> list[str]:
@@ -109,13 +136,11 @@ def count_told(pictures_KD: Rows, words_CD: Rows, own: int) -> int:
     return int((rank_K < NEAREST).sum())
 
 
-def _unlikely(ranked: Sequence[str], noun: str) -> list[Problem]:
+def _unlikely(ranked: Sequence[str], noun: str, what: str, mend: str) -> list[Problem]:
     if ranked.index(noun) < max(PROPOSED, UNLIKELY * len(ranked)):
         return []
     others = ", ".join(ranked[:PROPOSED])
-    return [
-        Problem("class", f"the photos look less like {prompts.class_prompt(noun)} than like: {others}: check --class")
-    ]
+    return [Problem("class", f"{what} look less like {prompts.class_prompt(noun)} than like: {others}: {mend}")]
 
 
 def _weak(told: int, noun: str) -> list[Problem]:

@@ -223,6 +223,17 @@ def load(name: str, device: str = "cpu") -> Encoder:
     return Encoder(name, f"{origin} {prepare}", prepare, device, partial(kind.image, model), text)
 
 
+def is_here(name: str) -> bool:
+    """Return whether an encoder can be loaded without a download."""
+    from huggingface_hub import try_to_load_from_cache
+
+    spec = SPECS.get(name) or Spec(folder=Path(name).expanduser())
+    weights = PICKLED_WEIGHTS if spec.pickled else "model.safetensors"
+    return spec.repository is None or isinstance(
+        try_to_load_from_cache(spec.repository, weights, revision=spec.revision), str
+    )
+
+
 def _download(name: str, spec: Spec) -> tuple[Path, str]:
     """Return the folder of a hub model in the cache, and "repository@commit"."""
     from huggingface_hub import constants, snapshot_download
