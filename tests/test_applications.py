@@ -274,6 +274,12 @@ def test_a_cells_figures_can_be_recomputed_from_its_pictures(run: Path, tmp_path
         assert Image.open(files["frozen"][0]).info["prompt"] == cell["plain"]
     assert any(cell["kept"] is not None for cell in told["cells"])
     assert (made.folder / "grid.png").is_file()
+    page = (run / "report.html").read_text(encoding="utf-8")
+    for cell in made.cells:
+        assert page.count(f"<strong>{cell.cell.label}</strong>") == 1
+    assert page.count(", weak in ") == made.document["weak"] == sum(bool(cell.weak) for cell in made.cells)
+    assert page.count(', seed 1"') == len(made.cells)
+    assert "is missing" not in page
 
 
 def test_what_is_there_is_not_drawn_again(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,7 @@ from dreambooth.images import CELL, grid
 from dreambooth.paths import cache_root
 from dreambooth.progress import Reporter, Silent
 from dreambooth.prompts import class_prompt
+from dreambooth.reporting import report
 from dreambooth.run import Run
 
 RULE = (
@@ -150,7 +151,7 @@ def apply(
 
     Returns:
         What each application of each subject came to; `applications/NAME` in the run folder is written, of several
-        subjects `applications/subject-1/NAME` and so on.
+        subjects `applications/subject-1/NAME` and so on, and the report anew.
 
     Raises:
         UserError: The run is not finished or its photos have gone; there is no such application, or it is for another
@@ -172,7 +173,9 @@ def apply(
     judges = load_judges(opened, identity_encoder, clip_encoder)
     with opened.lock():
         _draw(opened, tasks, reporter)
-        return [_score(task, judges, reporter) for task in tasks]
+        applied = [_score(task, judges, reporter) for task in tasks]
+        report(opened.path)
+    return applied
 
 
 def _task(material: Material, name: str, application: Application, cells: tuple[Cell, ...]) -> _Task:

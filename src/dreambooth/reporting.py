@@ -16,6 +16,7 @@ from dreambooth.errors import UserError
 from dreambooth.images import PREVIEWS
 from dreambooth.pages import Json, Picture, load_picture, show, write_page
 from dreambooth.prompts import LABEL, class_prompt, label, scenes
+from dreambooth.reporting_applications import application_story
 from dreambooth.reporting_evaluation import evaluation_story
 from dreambooth.reporting_selection import selection_story
 
@@ -50,6 +51,7 @@ class Record:
     manifest: Json
     scores: Json
     evaluation: Json
+    applications: list[tuple[Path, Json]]
     steps: list[Json]
     notes: list[str]
 
@@ -66,6 +68,9 @@ def _read(folder: Path) -> Record:
         manifest=_mapping(folder / "samples" / "manifest.json", notes),
         scores=_mapping(folder / "scores.json", notes),
         evaluation=_mapping(folder / "evaluation" / "evaluation.json", notes),
+        applications=[
+            (path.parent, _mapping(path, notes)) for path in sorted(folder.glob("applications/**/application.json"))
+        ],
         steps=_steps(folder / "steps.jsonl", notes),
         notes=notes,
     )
@@ -129,6 +134,7 @@ def _story(record: Record) -> Json:
         "manifest": record.manifest,
         "charts": loss_charts(record.steps),
         "evaluations": list(_evaluations(record, [card.pictures[0] for card in photos], noun)),
+        "applications": [application_story(document, folder) for folder, document in record.applications],
         "selection": selection_story(run.get("selection") or {}),
         "warnings": [*(run.get("warnings") or []), *record.notes],
         "settings": _settings(recipe, run.get("derived") or {}),

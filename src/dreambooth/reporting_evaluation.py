@@ -102,7 +102,7 @@ def evaluation_story(evaluation: Json, scores: Json, folder: Path, photos: Seque
         noun: The subject's class.
     """
     numbers = {name: Score.read(score) for name, score in (evaluation.get("scores") or scores).items()}
-    findings = [_finding(finding, folder) for finding in evaluation.get("findings") or []]
+    findings = [read_finding(finding, folder) for finding in evaluation.get("findings") or []]
     prompts = [_prompt(prompt, folder) for prompt in _best_first(evaluation.get("prompts") or [])]
     count = min(EXTREMES, len(prompts) // 2)
     rest = prompts[count : len(prompts) - count]
@@ -130,7 +130,8 @@ def evaluation_story(evaluation: Json, scores: Json, folder: Path, photos: Seque
     }
 
 
-def _finding(data: Json, folder: Path) -> Finding:
+def read_finding(data: Json, folder: Path) -> Finding:
+    """Read what a detector found; its pictures are named from a folder."""
     title = str(data.get("title") or data.get("name") or "A check without a name")
     level = data.get("level")
     return Finding(
