@@ -59,7 +59,7 @@ FLAGS = {
         "--adapter --consistency --count --guidance --inference-steps --json --log-format --negative --out --sampler "
         "--seed --size PROMPTS TARGET"
     ),
-    "check": "--class --json --model --resolution --sheet PHOTOS",
+    "check": "--class --json --model --resolution --segmenter --sheet PHOTOS",
     "evaluate": (
         "--class-count --clip-encoder --count --diversity --held-out --identity-encoder --json --log-format --masks "
         "--out --prompts --references --seed RUNS"
@@ -723,6 +723,18 @@ REFUSED: dict[str, tuple[Builder, str]] = {
     "a check at no resolution": (
         lambda lab: ["check", lab.photos, "--resolution", 0],
         "--resolution 0: give a side in pixels, such as 512",
+    ),
+    "a class for nobody": (
+        lambda lab: ["check", lab.photos, "--class", "dog"],
+        "--class is asked of a model or a segmenter: give --model too, such as --model toybox",
+    ),
+    "a segmenter that is told no class": (
+        lambda lab: ["check", lab.photos, "--segmenter", "nobody/nothing"],
+        "--segmenter finds what --class names: give --class too, such as --class dog",
+    ),
+    "a segmenter that is not here": (
+        lambda lab: ["check", lab.photos, "--segmenter", "nobody/nothing", "--class", "dog"],
+        "nobody/nothing is not in the cache and HF_HUB_OFFLINE is set: run `hf download nobody/nothing` where",
     ),
     "a report of nothing": (lambda lab: ["report", lab.photos, "--json"], "photos holds no run"),
 }

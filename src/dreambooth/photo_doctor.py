@@ -1,17 +1,19 @@
 """The photo doctor: every finding about a folder of photos, with the risk it brings and what to do.
 
 `photos.read` looks at each photo by itself and is part of every run. This adds what needs the subject's place in the
-photo (a mask beside it, else `saliency`) and what needs all photos at once. Thresholds are set on the photos of
-DreamBench: docs/photos.md has the rates.
+photo (a mask beside it, else a segmenter's, else `saliency`) and what needs all photos at once. Thresholds are set on
+the photos of DreamBench: docs/photos.md has the rates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from dreambooth import photo_scenes, photos, saliency
@@ -36,6 +38,9 @@ MARKED = 0.004
 """Share of the picture with edges in the same place in all photos, from which they carry a mark."""
 MANY = 10
 
+Segment = Callable[[Image.Image], npt.NDArray[np.bool_]]
+"""From an RGB picture to the mask of the subject in it, (H, W)."""
+
 _PREVIEW = 256
 _NEIGHBOURS = 6
 _ENOUGH = 3
@@ -56,24 +61,28 @@ class Examination:
     scenes: list[Scene]
 
 
-def examine(folder: Path, resolution: int) -> Examination:
+def examine(folder: Path, resolution: int, segment: Segment | None = None) -> Examination:
     """Read a folder of photos and find what is wrong with each and with all together.
 
     Args:
         folder: The folder of the subject's photos.
         resolution: The side in pixels at which they will be learnt.
+        segment: What finds the subject in photos without a mask. Default: its saliency.
 
     Raises:
         UserError: As `photos.read`.
     """
     previews: dict[str, Image.Image] = {}
+    segmented: dict[str, Subject] = {}
 
     def keep(name: str, image: Image.Image) -> None:
         previews[name] = image.copy()
         previews[name].thumbnail((_PREVIEW, _PREVIEW), Image.Resampling.BOX)
+        if segment:
+            segmented[name] = saliency.from_mask(Image.fromarray(segment(image)))
 
     findings = photos.read(folder, resolution, keep)
-    scenes = [_scene(photo, previews[photo.path.name]) for photo in photos.usable(findings)]
+    scenes = [_scene(photo, previews, segmented) for photo in photos.usable(findings)]
     more = near_duplicates(scenes)
     for scene, photo in zip(scenes, photos.usable(findings), strict=True):
         more.setdefault(scene.name, []).extend(subject_problems(scene.subject, photo.size))
@@ -154,10 +163,13 @@ def set_problems(scenes: Sequence[Scene]) -> list[Problem]:
     return found
 
 
-def _scene(photo: Photo, preview: Image.Image) -> Scene:
-    if photo.mask_path is None:
-        return Scene(photo.path.name, preview, saliency.find(preview))
-    return Scene(photo.path.name, preview, saliency.from_mask(photos.read_mask(photo.mask_path)))
+def _scene(photo: Photo, previews: Mapping[str, Image.Image], segmented: Mapping[str, Subject]) -> Scene:
+    name = photo.path.name
+    if photo.mask_path:
+        subject = saliency.from_mask(photos.read_mask(photo.mask_path))
+    else:
+        subject = segmented.get(name) or saliency.find(previews[name])
+    return Scene(name, previews[name], subject)
 
 
 def _outside_square(subject: Subject, size: tuple[int, int]) -> float:

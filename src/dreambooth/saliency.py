@@ -3,7 +3,7 @@
 After Zhang et al., "Minimum Barrier Salient Object Detection at 80 FPS", ICCV 2015: the minimum barrier distance to the
 border, joined with how unlike the colours of the border a pixel is. Their raster scan is replaced by relaxation of all
 pixels at once, which numpy does fast. It finds one subject that stands out. In clutter it finds the wrong thing, and
-says so by a low contrast; a mask that is given is always better.
+says so by a low contrast; a mask that is given is always better, and `segmentation` asks a network.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Subject:
         mask: Share of each cell that belongs to it, (H, W), 0 to 1; the longer side has 64 cells.
         box: What holds all of it but stray cells.
         contrast: How clearly it stands out, 0 to 1: the share of the map's variance between subject and surroundings
-            (Otsu's criterion). 1 for a mask that was given.
-        given: Whether it comes from a mask beside the photo.
+            (Otsu's criterion). 1 for a mask, 0 for an empty one.
+        given: Whether it comes from a mask, beside the photo or of a segmenter.
     """
 
     mask: Map
@@ -61,7 +61,7 @@ def from_mask(mask: Image.Image) -> Subject:
     """Take the subject from a mask that is white where it is."""
     cells = np.asarray(mask.convert("L").resize(_small(mask.size), Image.Resampling.BOX), dtype=np.float32)
     cells = np.asarray(cells / 255, dtype=np.float32)
-    return Subject(cells, _box(cells), 1.0, given=True)
+    return Subject(cells, _box(cells), float(cells.any()), given=True)
 
 
 def saliency(image: Image.Image) -> Map:

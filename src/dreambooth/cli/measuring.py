@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dreambooth.evaluation.class_noun import Diagnosis
     from dreambooth.evaluation.statistics import Estimate
     from dreambooth.photo_checks import Problem
-    from dreambooth.photo_doctor import Examination
+    from dreambooth.photo_doctor import Examination, Segment
 
 MEANINGS = {
     "dino": "likeness to the photos",
@@ -50,6 +50,9 @@ def check(
         str | None, Parameter(help="Base model: propose the class noun too, and see whether it can draw it.")
     ] = None,
     class_noun: ClassNoun = None,
+    segmenter: Annotated[
+        str | None, Parameter(help="CLIPSeg that finds the subject by --class: its folder or hub id.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Say which photos will be used, and what is wrong with each and with all of them."""
@@ -59,9 +62,11 @@ def check(
 
     if resolution < 1:
         raise UserError(f"--resolution {resolution}: give a side in pixels, such as 512")
-    if class_noun and not model:
-        raise UserError("--class is held against what a model draws: give --model too, such as --model toybox")
-    found = examine(photos, resolution)
+    if class_noun and not (model or segmenter):
+        raise UserError("--class is asked of a model or a segmenter: give --model too, such as --model toybox")
+    if segmenter and not class_noun:
+        raise UserError("--segmenter finds what --class names: give --class too, such as --class dog")
+    found = examine(photos, resolution, _segment(segmenter, class_noun) if segmenter and class_noun else None)
     diagnosis = _diagnose(found, model, class_noun) if model else None
     if sheet:
         with atomic(sheet) as temporary:
@@ -89,6 +94,14 @@ def _print_diagnosis(diagnosis: Diagnosis) -> None:
     if not diagnosis.problems:
         drawn, asked = len(diagnosis.pictures), class_prompt(diagnosis.noun)
         print(f"the model knows it: {diagnosis.told} of {drawn} of its own pictures of '{asked}' are told as that")
+
+
+def _segment(segmenter: str, class_noun: str) -> Segment:
+    with reporting("text"):
+        from dreambooth import environment, segmentation
+
+        segment = segmentation.load(segmenter, environment.processes().device.type)
+    return lambda image: segment(image, class_noun)
 
 
 def _diagnose(found: Examination, model: str, class_noun: str | None) -> Diagnosis:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,15 +20,13 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextModel, PreTrainedModel
 
+from dreambooth import pretrained
 from dreambooth.errors import UserError
 from dreambooth.evaluation.preprocessing import HALF, IMAGENET, OPENAI, Numbers, Preprocess, parse
-from dreambooth.models import CONVERT, PICKLE_REFUSAL, PICKLES, hub_errors
+from dreambooth.pretrained import PICTURE_FILES, SAFE_WEIGHTS, TEXT_FILES, TOKENIZER_FILES
 from dreambooth.toybox import BASE, ENCODERS
 
-SAFE_WEIGHTS = "*.safetensors"
 PICKLED_WEIGHTS = "pytorch_model.bin"
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model")
-WANTED = ["config.json", *TOKENIZER_FILES, "tokenizer_config.json", "merges.txt", "special_tokens_map.json"]
 
 DINO = Preprocess(256, 224, IMAGENET)
 CLIP = Preprocess(224, 224, OPENAI)
@@ -211,14 +208,15 @@ def load(name: str, device: str = "cpu") -> Encoder:
         UserError: There is no such encoder, it cannot be downloaded, or it is not one of those architectures.
     """
     spec = SPECS.get(name) or Spec(folder=Path(name).expanduser())
-    folder, origin = _download(name, spec) if spec.repository else _find(name, spec)
-    config = _read_json(folder / "config.json")
+    folder, origin = _download(spec) if spec.repository else _find(name, spec)
+    config = pretrained.read_json(folder / "config.json")
     kind = KINDS.get(config.get("model_type", ""))
     if kind is None:
         known = ", ".join(KINDS)
         raise UserError(f"{name} is a {config.get('model_type', 'nameless')} model, no encoder: give one of {known}")
     prepare = spec.preprocess or _own_preprocess(folder, config, kind)
-    model = _model(getattr(transformers, kind.model), folder, device, spec.pickled)
+    options = {"add_pooling_layer": False} if kind.model == "ViTModel" else {}
+    model = pretrained.network(getattr(transformers, kind.model), folder, device, spec.pickled, **options)
     text = _text_half(spec, folder, model, kind)
     return Encoder(name, f"{origin} {prepare}", prepare, device, partial(kind.image, model), text)
 
@@ -234,18 +232,11 @@ def is_here(name: str) -> bool:
     )
 
 
-def _download(name: str, spec: Spec) -> tuple[Path, str]:
+def _download(spec: Spec) -> tuple[Path, str]:
     """Return the folder of a hub model in the cache, and "repository@commit"."""
-    from huggingface_hub import constants, snapshot_download
-
     assert spec.repository is not None
-    weights = PICKLED_WEIGHTS if spec.pickled else SAFE_WEIGHTS
-    with hub_errors(spec.repository, spec.revision):
-        given = {"allow_patterns": [*WANTED, weights], "local_files_only": constants.HF_HUB_OFFLINE}
-        folder = Path(snapshot_download(spec.repository, revision=spec.revision, **given))
-    if not (folder / "config.json").is_file() or not any(folder.glob(weights)):
-        fetch = f"hf download {spec.repository} --revision {folder.name}"
-        raise UserError(f"the encoder {name} is only partly in the cache: run `{fetch}` where there is a network")
+    needed = ("config.json", PICKLED_WEIGHTS if spec.pickled else SAFE_WEIGHTS)
+    folder = pretrained.download(spec.repository, spec.revision, needed, TEXT_FILES)
     return folder, f"{spec.repository}@{folder.name}"
 
 
@@ -256,10 +247,7 @@ def _find(name: str, spec: Spec) -> tuple[Path, str]:
     for folder in parts:
         if not (folder / "config.json").is_file():
             raise _not_found(name, folder)
-        if not any(folder.glob(SAFE_WEIGHTS)):
-            pickled = any(file.suffix in PICKLES for file in folder.iterdir())
-            reason = f"only as a pickle: {PICKLE_REFUSAL}; {CONVERT}" if pickled else "not there: get the model again"
-            raise UserError(f"the weights of the encoder {folder} are {reason}")
+        pretrained.check_weights(folder)
     digest = hashlib.sha256()
     for folder in parts:
         for file in [folder / "config.json", *sorted(folder.glob(SAFE_WEIGHTS))]:
@@ -276,22 +264,14 @@ def _not_found(name: str, folder: Path) -> UserError:
     return UserError(f"there is no encoder {name!r}: {hint}")
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        value: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read: get the encoder again") from error
-    return value
-
-
 def _own_preprocess(folder: Path, config: dict[str, Any], kind: Kind) -> Preprocess:
     """Read how a folder's pictures are prepared; without a preprocessor's file, as the architecture's usually are."""
-    files = [folder / "preprocessor_config.json", folder / "processor_config.json"]
+    files = [folder / name for name in PICTURE_FILES]
     file = next((file for file in files if file.is_file()), None)
     if file is None:
         side = config.get("vision_config", config)["image_size"]
         return Preprocess(side, side, kind.norm)
-    settings = _read_json(file)
+    settings = pretrained.read_json(file)
     try:
         return parse(settings.get("image_processor", settings))
     except (KeyError, TypeError, ValueError) as error:
@@ -299,32 +279,10 @@ def _own_preprocess(folder: Path, config: dict[str, Any], kind: Kind) -> Preproc
         raise UserError(f"{file} asks for an unknown preprocessing ({error}): resize to {known}") from error
 
 
-def _model(cls: type[PreTrainedModel], folder: Path, device: str, pickled: bool) -> PreTrainedModel:
-    """Load a frozen network in float32.
-
-    Raises:
-        UserError: The weights are not all there; transformers would draw the rest at random.
-    """
-    options = {"add_pooling_layer": False} if cls.__name__ == "ViTModel" else {}
-    model, info = cls.from_pretrained(
-        folder,
-        dtype=torch.float32,
-        use_safetensors=not pickled,
-        weights_only=True,
-        output_loading_info=True,
-        **options,
-    )
-    if info["missing_keys"]:
-        some = ", ".join(sorted(info["missing_keys"])[:2])
-        raise UserError(f"the encoder in {folder} lacks {len(info['missing_keys'])} tensors ({some}): get it again")
-    loaded: PreTrainedModel = model.to(device).eval().requires_grad_(False)
-    return loaded
-
-
 def _text_half(spec: Spec, folder: Path, model: PreTrainedModel, kind: Kind) -> TextHalf | None:
     """Return the text half: in its own folder, or in the model where the folder has a tokenizer too."""
     if spec.texts is not None:
-        half = _model(CLIPTextModel, spec.texts / "text_encoder", str(model.device), pickled=False)
+        half = pretrained.network(CLIPTextModel, spec.texts / "text_encoder", str(model.device))
         tokenizer = AutoTokenizer.from_pretrained(spec.texts / "tokenizer")
         return TextHalf(half, tokenizer, half.config.max_position_embeddings, lower=False, embed=_pooled_text)
     if kind.text is None or not any((folder / name).is_file() for name in TOKENIZER_FILES):
