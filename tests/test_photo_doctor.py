@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from dreambooth import photo_doctor, photo_scenes, saliency
+from dreambooth import photo_doctor, photo_scenes, planning, saliency
 from dreambooth.photo_doctor import examine, near_duplicates, set_problems, subject_problems
 from dreambooth.photo_scenes import Scene
+from dreambooth.planning import make_plans
+from dreambooth.recipe import Recipe
 from dreambooth.saliency import Subject
 from tests.calls import call
 
@@ -161,6 +164,33 @@ def test_many_photos(tmp_path: Path) -> None:
     for index in range(11):
         photo(index).save(tmp_path / f"{index}.png")
     assert "many" in kinds(tmp_path)
+
+
+def test_a_run_has_its_photos_looked_at_before_it_starts(folder: Path, tiny_sd: Path) -> None:
+    def warned() -> list[str]:
+        given = {"model": str(tiny_sd), "subjects": [{"photos": folder, "class_noun": "box"}]}
+        return make_plans(Recipe.of(given)).warnings
+
+    assert not any("nearly the same" in text for text in warned())
+    photo(0).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / "9.png")
+    (told,) = [text for text in warned() if "nearly the same" in text]
+    assert told.startswith("9.png: nearly the same picture as 0.png")
+    for index in range(planning.EXAMINED):
+        (folder / f"{index}.txt").write_text("a [V] box")
+    assert not any("nearly the same" in text for text in warned())
+
+
+def test_in_a_photo_that_keeps_its_shape_no_square_cuts_the_subject() -> None:
+    aside = Subject(np.zeros((8, 8), np.float32), (0.0, 0.2, 0.4, 0.8), 1.0)
+    assert [found.kind for found in subject_problems(aside, (600, 200))] == ["cut"]
+    assert subject_problems(aside, (600, 200), is_cut_square=False) == []
+
+
+def test_the_saliency_of_a_thumbnail_is_not_believed_and_a_mask_is() -> None:
+    tiny = Subject(np.zeros((8, 8), np.float32), (0.45, 0.45, 0.55, 0.6), 1.0)
+    assert [found.kind for found in subject_problems(tiny, (300, 300))] == ["tiny"]
+    assert subject_problems(tiny, (64, 64)) == []
+    assert [found.kind for found in subject_problems(replace(tiny, given=True), (64, 64))] == ["tiny"]
 
 
 def test_the_command_says_the_risk_and_draws_the_sheet(folder: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from dreambooth import photo_scenes, photos, saliency
+from dreambooth.geometry import Aspect
 from dreambooth.photo_checks import Problem
 from dreambooth.photo_scenes import Scene
 from dreambooth.photos import Finding, Photo
@@ -24,6 +25,8 @@ from dreambooth.saliency import Subject
 
 CLEAR = 0.85
 """Contrast from which a subject that was found by its saliency is believed."""
+COARSE = 128
+"""Pixels of a photo's shorter side under which its saliency is not believed."""
 TINY = 0.025
 """Share of the picture under which the box round the subject is too small."""
 LOST = 0.2
@@ -61,13 +64,14 @@ class Examination:
     scenes: list[Scene]
 
 
-def examine(folder: Path, resolution: int, segment: Segment | None = None) -> Examination:
+def examine(folder: Path, resolution: int, segment: Segment | None = None, aspect: Aspect = "square") -> Examination:
     """Read a folder of photos and find what is wrong with each and with all together.
 
     Args:
         folder: The folder of the subject's photos.
         resolution: The side in pixels at which they will be learnt.
         segment: What finds the subject in photos without a mask. Default: its saliency.
+        aspect: The shape that they will be cut to, as `photos.read` takes it.
 
     Raises:
         UserError: As `photos.read`.
@@ -81,11 +85,11 @@ def examine(folder: Path, resolution: int, segment: Segment | None = None) -> Ex
         if segment:
             segmented[name] = saliency.from_mask(Image.fromarray(segment(image)))
 
-    findings = photos.read(folder, resolution, keep)
+    findings = photos.read(folder, resolution, keep, aspect)
     scenes = [_scene(photo, previews, segmented) for photo in photos.usable(findings)]
     more = near_duplicates(scenes)
     for scene, photo in zip(scenes, photos.usable(findings), strict=True):
-        more.setdefault(scene.name, []).extend(subject_problems(scene.subject, photo.size))
+        more.setdefault(scene.name, []).extend(subject_problems(scene.subject, photo.size, aspect == "square"))
     joined = [replace(each, problems=(*each.problems, *more.get(each.file, []))) for each in findings]
     return Examination(joined, [*photos.warnings(findings), *set_problems(scenes)], scenes)
 
@@ -110,9 +114,9 @@ def to_json(examination: Examination) -> dict[str, Any]:
     }
 
 
-def subject_problems(subject: Subject, size: tuple[int, int]) -> list[Problem]:
+def subject_problems(subject: Subject, size: tuple[int, int], is_cut_square: bool = True) -> list[Problem]:
     """Say whether the subject is too small in a photo of this width and height, or cut off."""
-    if subject.contrast < CLEAR:
+    if subject.contrast < CLEAR or (not subject.given and min(size) < COARSE):
         return []
     left, top, right, bottom = subject.box
     area = (right - left) * (bottom - top)
@@ -120,7 +124,7 @@ def subject_problems(subject: Subject, size: tuple[int, int]) -> list[Problem]:
         message = f"the subject seems to fill only {area:.1%} of the photo: crop closer to it, or take it from nearer"
         return [Problem("tiny", message)]
     lost = _outside_square(subject, size)
-    if lost > LOST:
+    if lost > LOST and is_cut_square:
         message = f"the square in the middle, which is learnt, seems to leave out {lost:.0%} of the subject"
         return [Problem("cut", f"{message}: crop the photo to it, or train with --aspect keep")]
     edges = _edges_touched(subject)

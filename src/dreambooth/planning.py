@@ -7,6 +7,7 @@ import hashlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusers import DiffusionPipeline
@@ -18,6 +19,7 @@ from dreambooth import (
     identifier_search,
     identifiers,
     mistakes,
+    photo_doctor,
     photos,
     presets,
     prior,
@@ -31,12 +33,18 @@ from dreambooth.buckets import Bucket
 from dreambooth.diffusion import Ddpm
 from dreambooth.errors import UserError
 from dreambooth.families import Family
+from dreambooth.geometry import Aspect
 from dreambooth.models import Source, choose_for_device, native_resolution, resolve
+from dreambooth.photo_checks import Problem
 from dreambooth.photos import Finding, Photo
 from dreambooth.recipe import Recipe, Subject, identity
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+EXAMINED = 24
+"""A folder of more files is read, each photo checked by itself, and not looked at as a set."""
 
 
 @dataclass(frozen=True)
@@ -86,14 +94,15 @@ def make_plans(recipe: Recipe) -> Plans:
     _check_settings(filled, family)
     filled = _located(filled, source)
     assert filled.resolution is not None
-    findings = [photos.read(subject.photos, filled.resolution, aspect=filled.aspect) for subject in filled.subjects]
+    seen = [_look_at(subject.photos, filled.resolution, filled.aspect) for subject in filled.subjects]
+    findings = [found for found, _ in seen]
     pools = [photos.usable(found) for found in findings]
     idle = buckets.idle(itertools.chain(*pools), filled, family.STRIDE)
     class_images = _real_class_images(filled)
     warnings = [
         f"{entry.file}: {problem.message}" for found in findings for entry in found for problem in entry.problems
     ]
-    warnings += [problem.message for found in findings for problem in photos.warnings(found)]
+    warnings += [problem.message for _, of_all in seen for problem in of_all]
     warnings += mistakes.look(mistakes.Plan(recipe, filled, source, native, pools))
     warnings += [f"--more-resolutions {side} adds nothing: no photo has the pixels for it" for side in idle]
     learnt = tuple(side for side in filled.more_resolutions if side not in idle)
@@ -102,6 +111,15 @@ def make_plans(recipe: Recipe) -> Plans:
     if filled.method == "textual-inversion" and filled.prior_weight:
         warnings.append("class images change nothing in textual inversion: their prompts do not hold the new token")
     return Plans(filled, {**reasons, **derived}, source, findings, sizes, class_images, warnings)
+
+
+def _look_at(folder: Path, resolution: int, aspect: Aspect) -> tuple[list[Finding], list[Problem]]:
+    """Read a subject's photos; return what was found of each and of all. The doctor sees as many as a person would."""
+    if folder.is_dir() and sum(1 for _ in folder.iterdir()) <= EXAMINED:
+        seen = photo_doctor.examine(folder, resolution, aspect=aspect)
+        return seen.findings, seen.warnings
+    findings = photos.read(folder, resolution, aspect=aspect)
+    return findings, photos.warnings(findings)
 
 
 def identify(recipe: Recipe, pipe: DiffusionPipeline, pictures: Sequence[Sequence[Photo]]) -> Recipe:
