@@ -63,6 +63,17 @@ def test_exif_rotation_is_undone(tmp_path, orientation, suffix):
     assert photos.usable(photos.read(tmp_path, 64))[0].size == (90, 50)
 
 
+@pytest.mark.parametrize("orientation", TURNS)
+def test_the_rotation_of_a_phones_heic_is_undone(tmp_path, orientation):
+    upright = picture(0, (90, 50)).filter(ImageFilter.GaussianBlur(2))
+    turn, exif = TURNS[orientation], Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "photo.heic"
+    (upright.transpose(turn) if turn is not None else upright).save(path, exif=exif.tobytes(), quality=95)
+    assert np.abs(pixels(photos.open_upright(path)) - pixels(upright)).mean() < 4
+    assert photos.usable(photos.read(tmp_path, 64))[0].size == (90, 50)
+
+
 def test_the_size_of_a_photo_decoded_at_reduced_size_is_its_own(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
