@@ -92,15 +92,24 @@ def start(
     return Command(process, log)
 
 
-def start_ranks(count: int, arguments: Sequence[str | Path], logs: Path, cache: Path) -> list[Command]:
-    """Start a command in `count` processes that train together, as `torchrun` does."""
+def start_ranks(
+    count: int,
+    arguments: Sequence[str | Path],
+    logs: Path,
+    cache: Path,
+    sabotage: Sequence[Callable[[], object] | None] = (None, None),
+) -> list[Command]:
+    """Start a command in `count` processes that train together, as `torchrun` does, each after its `sabotage`."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     world = {"WORLD_SIZE": str(count), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     logs.mkdir(parents=True)
     ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
-    return [start(arguments, logs / f"{rank['RANK']}.log", cache, None, **rank, **world) for rank in ranks]
+    return [
+        start(arguments, logs / f"{rank['RANK']}.log", cache, harm, **rank, **world)
+        for rank, harm in zip(ranks, sabotage, strict=True)
+    ]
 
 
 def _main(arguments: list[str], log: Path, values: dict[str, str], sabotage: Callable[[], object] | None) -> None:

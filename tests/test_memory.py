@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from dreambooth import environment, families, fitting, loop, memory, quantise, swapping
+from dreambooth import environment, families, fitting, frozen, loop, memory, quantise, swapping
 from dreambooth.errors import UserError
 from dreambooth.geometry import Size
 from dreambooth.models import resolve
@@ -41,6 +42,8 @@ def test_steps_in_the_backward_pass_keep_no_gradients(tiny_sd: Path) -> None:
 def measured(recipe: Recipe, sizes: Sequence[Size] = (SQUARE,) * 3) -> int:
     """The most bytes of tensors during two real steps, the weights and what the optimiser keeps included."""
     state, _ = make_loop(recipe, sizes)
+    if frozen.is_needed(recipe):
+        state = replace(state, frozen=frozen.Frozen.of(state.trainee, str))
     if recipe.gradient_checkpointing:
         for part in state.trainee.components.values():
             memory.checkpoint_gradients(part)
@@ -48,7 +51,8 @@ def measured(recipe: Recipe, sizes: Sequence[Size] = (SQUARE,) * 3) -> int:
     gc.collect()
     with memory.Ledger() as ledger:
         kept = [value for slots in state.optimizer.state.values() for value in slots.values()]
-        for tensor in chain(state.trainee.parameters(), state.trainee.buffers(), kept):
+        before = state.frozen.start.values() if state.frozen else ()
+        for tensor in chain(state.trainee.parameters(), state.trainee.buffers(), kept, before):
             ledger.book(tensor)
         steps = loop.steps(state, 1)
         next(steps)
@@ -64,6 +68,9 @@ def measured(recipe: Recipe, sizes: Sequence[Size] = (SQUARE,) * 3) -> int:
         {"batch_size": 4, "gradient_checkpointing": True},
         {"method": "full", "learning_rate": 1e-5},
         {"method": "full", "learning_rate": 1e-5, "prior_weight": 0.0},
+        {"method": "full", "learning_rate": 1e-5, "prior_loss": "distilled"},
+        {"method": "full", "learning_rate": 1e-5, "l2_to_base": 1.0},
+        {"prior_loss": "distilled"},
         {"rank": 8, "alpha": 8.0, "targets": "wide"},
         {"train_text_encoder": True},
         {"adapter": "dora"},
@@ -85,6 +92,39 @@ def test_the_estimate_is_what_real_steps_take(values: dict[str, Any], tiny_sd: P
     after = dict(family.denoiser(pipe).named_parameters())
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) and not after[name].requires_grad for name in before)
+
+
+def test_a_run_that_looks_at_pictures_needs_room_for_what_draws_them(tiny_sd: Path) -> None:
+    source = resolve(str(tiny_sd))
+    family = families.get(source.family)
+    pipe = family.load(source, torch.float32)
+    plain, selecting = (
+        memory.step_bytes(pipe, family, recipe_for(tiny_sd, select=select), 1, CPU) for select in (False, True)
+    )
+    weights, idle = (
+        sum(weight.nbytes for part in parts for weight in (*part.parameters(), *part.buffers()))
+        for parts in ((pipe.unet,), (pipe.vae, pipe.text_encoder))
+    )
+    assert idle > plain - weights  # more than what a step needs beside the weights
+    assert selecting == pytest.approx(weights + idle, rel=0.1)
+
+
+def test_processes_take_their_steps_as_the_one_with_the_least_room_can(
+    tiny_sd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = resolve(str(tiny_sd))
+    family = families.get(source.family)
+    pipe = family.load(source, torch.float32)
+    recipe = recipe_for(tiny_sd, batch_size=16, accumulation=None, gradient_checkpointing=False)
+    whole = fitting.MARGIN * memory.step_bytes(pipe, family, recipe, 16, CPU) / fitting.GIB
+
+    def passes(room: float) -> int | None:
+        given = recipe.model_copy(update={"memory": room})
+        return fitting.fit(pipe, family, given, CPU, 2).recipe.accumulation
+
+    alone, short = passes(1.1 * whole), passes(0.55 * whole)
+    monkeypatch.setattr(fitting, "gather", lambda rooms_1: torch.cat([rooms_1, rooms_1 // 2]))
+    assert passes(1.1 * whole) == short != alone == 1
 
 
 def test_a_ledger_books_each_storage_from_birth_to_death() -> None:

@@ -11,10 +11,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dreambooth import checkpoint, optimizers
+from dreambooth import checkpoint, optimizers, presets
 from dreambooth.averaging import PREFIX, Average
 from dreambooth.errors import RunError, UserError
 from dreambooth.methods import Group
+from dreambooth.models import Source
+from dreambooth.recipe import Recipe
 from dreambooth.run import Run
 from tests import calls
 from tests.commands import make_photos
@@ -199,6 +201,16 @@ def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(optimizers.importlib, "import_module", missing)
     with pytest.raises(UserError, match=r"needs prodigyopt: pip install 'dreambooth\[optimizers\]', or use adamw"):
         optimizers.require(recipe_for(Path("model"), optimizer="prodigy"))
+
+
+def test_prodigy_has_one_rate() -> None:
+    given = {"optimizer": "prodigy", "train_text_encoder": True, "learning_rate": 0.5}
+    given |= {"subjects": [{"photos": "dog", "class_noun": "dog"}]}
+    source = Source("sd", "sd", Path("model"), "id", None)
+    filled, _ = presets.fill(Recipe.of(given), source, 64, "cpu")
+    assert filled.text_encoder_learning_rate == filled.learning_rate == 0.5
+    with pytest.raises(UserError, match="prodigy has one rate"):
+        presets.fill(Recipe.of({**given, "text_encoder_learning_rate": 1.0}), source, 64, "cpu")
 
 
 def test_the_average_is_the_recursion_written_out() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 from dreambooth import families, prior
 from dreambooth.errors import UserError
 from dreambooth.families import Family
+from dreambooth.files import write_json
 from dreambooth.models import Source, resolve
 from dreambooth.progress import Silent
 from tests.test_loop import recipe_for
@@ -126,6 +128,21 @@ def test_a_folder_with_other_files_is_refused(frozen: tuple[DiffusionPipeline, F
     with pytest.raises(UserError, match="no manifest of class images: choose an empty folder"):
         make(frozen, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
+
+
+def test_a_manifest_that_another_run_writes_meanwhile_is_this_sets_own(
+    frozen: tuple[DiffusionPipeline, Family, Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identity = make(frozen, tmp_path / "one").identity
+    folder, ask = tmp_path / "two", Path.iterdir
+    folder.mkdir()
+
+    def written_meanwhile(path: Path) -> Iterator[Path]:
+        write_json(path / "manifest.json", identity.document())
+        return ask(path)
+
+    monkeypatch.setattr(Path, "iterdir", written_meanwhile)
+    prior.check_manifest(folder, identity)
 
 
 def test_scenes_are_drawn_and_learned_in_turn(

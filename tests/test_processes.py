@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dreambooth import environment, prior
+from dreambooth import checkpoint, environment, prior
 from dreambooth.progress import Silent
 from tests import commands
 from tests.commands import (
@@ -166,6 +166,23 @@ def test_when_one_is_killed_the_other_ends_and_the_run_can_go_on(
     assert [rank.wait() for rank in ranks] == [0, 0], [rank.output for rank in ranks]
     assert f"training: {STEPS - saved} to do" in ranks[0].output
     assert_same_run(run, straight)
+
+
+def test_processes_that_find_different_checkpoints_do_not_go_on(
+    straight: Path, folder: Path, tiny_sd: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(straight, tmp_path / "run")
+    line = commands.arguments(folder / "photos", tiny_sd, run, "--prior-count", "70", steps=STEPS + 1)
+    ranks = start_ranks(2, line, tmp_path / "logs", folder / "two-cache", (None, hide_newest))
+    assert [rank.wait() for rank in ranks] == [1, 1], [rank.output for rank in ranks]
+    said = f"dreambooth: the processes go on from different steps ({STEPS}, {STEPS - SAVE_EVERY})"
+    assert said in ranks[0].output
+    assert checkpoints_of(run) == checkpoints_of(straight)
+
+
+def hide_newest() -> None:
+    states = checkpoint.states
+    checkpoint.states = lambda folder: states(folder)[:-1]
 
 
 def test_a_signal_to_one_stops_both_after_the_same_step(

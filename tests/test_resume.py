@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dreambooth import checkpoint, families, loop, prior
@@ -262,6 +263,23 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(lab: Lab, t
     assert f"warning: checkpoint {damaged} is damaged" in said
     assert f"training: {STEPS - SAVE_EVERY} to do" in said
     assert any(str(damaged) in text for text in Run(run).info["warnings"])
+
+
+@pytest.mark.parametrize("harm", ["weights", "state"])
+def test_a_checkpoint_that_lacks_something_counts_as_damaged(harm: str, lab: Lab, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert lab.start(run, sabotage=partial(die_at_step, 2 * SAVE_EVERY + 1)).wait() == 9
+    damaged = run / "checkpoints" / f"{2 * SAVE_EVERY:06d}"
+    if harm == "weights":
+        first, *rest = sorted(tensors := load_file(damaged / "weights.safetensors"))
+        save_file({name: tensors[name] for name in rest}, damaged / "weights.safetensors")
+        told = f"it lacks 1 weights, such as {first}"
+    else:
+        (damaged / "state.json").write_text("{}")
+        told = "state.json lacks optimizer, scaler, step"
+    said = lab.finish(run)
+    assert f"warning: checkpoint {damaged} is damaged ({told}): passed over" in said
+    assert f"training: {STEPS - SAVE_EVERY} to do" in said
 
 
 def test_when_every_checkpoint_is_damaged_the_command_says_so(lab: Lab, tmp_path: Path) -> None:

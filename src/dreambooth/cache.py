@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
-import psutil
 import torch
 import torch.nn.functional as F
 from diffusers import DiffusionPipeline
@@ -92,11 +91,11 @@ class Shelf(MutableMapping[Key, dict[str, Tensor]]):
     """Tensors by key, in memory up to a limit; later ones lie in files that are mapped into memory when they are read.
 
     Args:
-        limit: Bytes to keep in memory. Default: a quarter of what is free now.
+        limit: Bytes to keep in memory.
     """
 
-    def __init__(self, limit: int | None = None) -> None:
-        self._free = psutil.virtual_memory().available // 4 if limit is None else limit
+    def __init__(self, limit: int) -> None:
+        self._free = limit
         self._near: dict[Key, dict[str, Tensor]] = {}
         self._far: dict[Key, Path] = {}
         self._folder: tempfile.TemporaryDirectory[str] | None = None

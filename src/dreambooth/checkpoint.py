@@ -98,7 +98,7 @@ def resume(
     found = states(folder)
     for path in reversed(found):
         try:
-            state = _read(path)
+            state = _read(path, weights)
         except (OSError, ValueError, SafetensorError) as error:
             warn(f"checkpoint {path} is damaged ({error}): passed over")
             continue
@@ -155,11 +155,15 @@ def _write(folder: Path, state: _State, keep: int) -> Path:
     return path
 
 
-def _read(path: Path) -> _State:
+def _read(path: Path, wanted: Mapping[str, Tensor]) -> _State:
     described = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    if missing := {"step", "optimizer", "scaler"} - described.keys():
+        raise ValueError(f"state.json lacks {', '.join(sorted(missing))}")
     tensors = load_file(path / "optimizer.safetensors")
     optimizer = _unflatten(tensors, described["optimizer"])
     weights = load_file(path / "weights.safetensors")
+    if lacking := wanted.keys() - weights.keys():
+        raise ValueError(f"it lacks {len(lacking)} weights, such as {min(lacking)}")
     return _State(described["step"], weights, optimizer, described.get("groups", []), described["scaler"])
 
 

@@ -105,7 +105,6 @@ class Pending:
     parts_2: Tensor
     grad_norm: Tensor
     lr: float
-    ended: float
     images: int
 
 
@@ -139,7 +138,7 @@ def steps(loop: Loop, start: int) -> Iterator[Pending]:
             loop.optimizer.step()
             loop.optimizer.zero_grad()
         lr = loop.optimizer.param_groups[0]["lr"]
-        yield Pending(step + 1, parts_2, torch.as_tensor(grad_norm), lr, time.perf_counter(), len(slots))
+        yield Pending(step + 1, parts_2, torch.as_tensor(grad_norm), lr, len(slots))
 
 
 def backward(loop: Loop, batch: Batch) -> Tensor:
@@ -164,7 +163,7 @@ def backward(loop: Loop, batch: Batch) -> Tensor:
     total = weighted_B.sum()
     if loop.recipe.l2_to_base and loop.frozen:
         # once a step: the weights of its photos add up to 1, whatever passes and processes they are spread over
-        share = (batch.weight_B * (1 - batch.prior_B)).sum().to(device)
+        share = send((batch.weight_B * (1 - batch.prior_B)).sum(), device)
         apart = distance(loop.frozen.trained, loop.frozen.start, loop.recipe.lora_scale)
         total = total + share * loop.recipe.l2_to_base * apart
     # Data-parallel training averages gradients over the processes; the loss is a sum over them.
@@ -185,8 +184,9 @@ def _frozen(loop: Loop, batch: Batch, noisy_BCHW: Tensor, t_B: Tensor, target_BC
     if not rows:
         return target_BCHW
     texts = [batch.prompts[index] for index in rows]
-    predicted_BCHW = loop.frozen.predict(noisy_BCHW[rows], t_B[rows], texts, batch.view_B4[rows])
-    return target_BCHW.index_copy(0, torch.tensor(rows, device=t_B.device), predicted_BCHW.to(target_BCHW.dtype))
+    at_R = send(torch.tensor(rows), t_B.device)  # a list as an index would make the host wait
+    predicted_BCHW = loop.frozen.predict(noisy_BCHW[at_R], t_B[at_R], texts, batch.view_B4[rows])
+    return target_BCHW.index_copy(0, at_R, predicted_BCHW.to(target_BCHW.dtype))
 
 
 def set_rates(optimizer: torch.optim.Optimizer, step: int, recipe: Recipe) -> list[nn.Parameter]:
@@ -214,13 +214,15 @@ def rate_factor(step: int, recipe: Recipe) -> float:
 def read(pending: Sequence[Pending], began: float, loop: Loop) -> list[Step]:
     """Bring the figures of some steps to the host, in one transfer, summed over the processes.
 
+    Their time is known then: until their figures are there, the device may be behind the host.
+
     Raises:
         RunError: A loss is not finite; the message names its step.
     """
     figures = torch.stack([torch.cat([p.parts_2, p.grad_norm.reshape(1).to(p.parts_2)]) for p in pending])
     parts = loop.accelerator.reduce(figures[:, :2].contiguous(), reduction="sum").tolist()
     norms = figures[:, 2].tolist()
-    seconds = (pending[-1].ended - began) / len(pending)
+    seconds = (time.perf_counter() - began) / len(pending)
     done = []
     for entry, (subject, prior), norm in zip(pending, parts, norms, strict=True):
         # a gradient that is not finite has spoilt the weights, unless fp16's scaler has skipped the step

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any, cast
@@ -25,7 +25,7 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dreambooth import cache, methods, optimizers, quantise
+from dreambooth import cache, frozen, methods, optimizers, quantise
 from dreambooth.averaging import WIDTHS
 from dreambooth.cache import Memo
 from dreambooth.families import Family
@@ -80,10 +80,9 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def step_bytes(pipe: DiffusionPipeline, family: Family, recipe: Recipe, images: int, device: torch.device) -> int:
     """Return the most bytes that the tensors of a training step take on the device, weights included.
 
-    Images are squares of the first resolution.
+    Images are squares of the first resolution. Of a run that looks at pictures on the way, what draws them counts too.
 
-    Not counted: what a kernel takes while it runs, what the allocator keeps back, and the copy of the weights that
-    `--l2-to-base` compares with.
+    Not counted: what a kernel takes while it runs, and what the allocator keeps back.
 
     Args:
         pipe: The pipeline, loaded; it is not changed, and nothing is computed with it.
@@ -111,10 +110,19 @@ def step_bytes(pipe: DiffusionPipeline, family: Family, recipe: Recipe, images: 
                     ledger.book(weight)
             for _ in range(2):
                 step.take(optimizer, inward)
+    most = max(ledger.most, ledger.now + (_idle_bytes(outline, step.modules) if recipe.select else 0))
     state = optimizers.KINDS[recipe.optimizer].state - optimizers.KINDS["adamw"].state
     state += 4 * (len(WIDTHS) if recipe.ema_profiles else int(recipe.ema is not None))
-    total: int = ledger.most + count * state - _saved(pipe, family, recipe)
+    # the weights as they were, and their differences from these, which the backward pass needs
+    state += 4 * (int(frozen.is_needed(recipe)) + int(recipe.l2_to_base is not None))
+    total: int = most + count * state - _saved(pipe, family, recipe)
     return total
+
+
+def _idle_bytes(pipe: DiffusionPipeline, busy: Sequence[nn.Module]) -> int:
+    """Return the bytes of the networks that no step needs."""
+    idle = [part for part in _networks(pipe).values() if not any(part is other for other in busy)]
+    return sum(weight.nbytes for part in idle for weight in chain(part.parameters(), part.buffers()))
 
 
 def checkpoint_gradients(module: nn.Module) -> None:

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import psutil
 import torch
+from accelerate.utils import gather
 from torch import Tensor
 
 from dreambooth import (
@@ -32,7 +34,7 @@ from dreambooth import (
 from dreambooth.averaging import Average, Profiles
 from dreambooth.batches import Item, Plan
 from dreambooth.cache import Memo, Row, Shelf, encode_photo, encode_photos, encode_prompt
-from dreambooth.errors import UserError
+from dreambooth.errors import RunError, UserError
 from dreambooth.job import Job
 from dreambooth.looks import Watch
 from dreambooth.photos import Photo
@@ -150,11 +152,11 @@ def _caches(
     """Encode images and captions once, unless the recipe encodes at every step; a trained text encoder always does."""
     recipe = job.recipe
     latents: Memo[Row, dict[str, Tensor]] = Memo(
-        lambda row: encode_photo(job.pipe, job.family, row, recipe.seed), recipe.cache, Shelf()
+        lambda row: encode_photo(job.pipe, job.family, row, recipe.seed), recipe.cache, Shelf(_shelf(job))
     )
     texts: Memo[str, dict[str, Tensor]] | None = None
     if not methods.trains_text_encoders(recipe):
-        texts = Memo(lambda prompt: encode_prompt(job.pipe, job.family, prompt), recipe.cache, Shelf())
+        texts = Memo(lambda prompt: encode_prompt(job.pipe, job.family, prompt), recipe.cache, Shelf(_shelf(job)))
     encoders = placing.text_encoders(job.pipe)
     autoencoder = [name for name in job.pipe.components if name == "vae"]  # a model on pixels has none
     if not recipe.cache:
@@ -174,6 +176,11 @@ def _caches(
             with _on_device(job, encoders):
                 texts.fill(sorted(captions), lambda: None)
     return latents, texts
+
+
+def _shelf(job: Job) -> int:
+    """Return the bytes that a cache may keep in memory: the two of every process together a quarter of what is free."""
+    return int(psutil.virtual_memory().available // (4 * 2 * job.accelerator.num_processes))
 
 
 @contextmanager
@@ -284,6 +291,10 @@ def _resume(job: Job, trained: _Trained) -> tuple[int, bool]:
     run, steps, watch = job.run, job.recipe.steps, trained.watch
     assert steps is not None
     start = checkpoint.resume(run.checkpoints, trained.kept, trained.optimizer, job.warn)
+    starts_P = gather(torch.tensor([start], device=job.accelerator.device)).tolist()
+    if len(set(starts_P)) > 1:
+        mend = "see that all can read the run's folder, and start again"
+        raise RunError(f"the processes go on from different steps ({', '.join(map(str, starts_P))}): {mend}")
     if start > steps:
         raise UserError(f"{run.path} has been trained for {start} steps already: give --steps {start} or more")
     if job.is_main:

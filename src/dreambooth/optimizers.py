@@ -91,6 +91,9 @@ def require(recipe: Recipe) -> None:
     _class(name)
     if name == "muon" and not (recipe.method == "lora" and recipe.targets == "attention"):
         raise UserError("--optimizer muon trains matrices alone: use it with --method lora --targets attention")
+    rates = (recipe.learning_rate, recipe.text_encoder_learning_rate)
+    if name == "prodigy" and recipe.train_text_encoder and len(set(rates)) > 1:
+        raise UserError("--optimizer prodigy has one rate for all weights: leave out --text-encoder-learning-rate")
     if name == "schedule-free" and (recipe.schedule != "constant" or recipe.warmup):
         raise UserError("--optimizer schedule-free takes the place of a schedule: leave out --schedule and --warmup")
 

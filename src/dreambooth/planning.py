@@ -105,6 +105,8 @@ def make_plans(recipe: Recipe) -> Plans:
     warnings += [problem.message for _, of_all in seen for problem in of_all]
     warnings += mistakes.look(mistakes.Plan(recipe, filled, source, native, pools))
     warnings += [f"--more-resolutions {side} adds nothing: no photo has the pixels for it" for side in idle]
+    if filled.offload_blocks and environment.processes().device.type == "cpu":
+        warnings.append("--offload-blocks makes room on a GPU, and here it takes time for nothing: leave it out")
     learnt = tuple(side for side in filled.more_resolutions if side not in idle)
     filled = filled.model_copy(update={"more_resolutions": learnt})
     sizes = buckets.plan(itertools.chain(*pools), filled, family.STRIDE)

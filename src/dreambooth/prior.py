@@ -155,14 +155,15 @@ def check_manifest(folder: Path, identity: Identity) -> None:
         UserError: It holds other images, or another set (what differs is named).
     """
     path = folder / "manifest.json"
-    if path.is_file():
+    is_used = folder.is_dir() and any(not file.name.startswith(".") for file in folder.iterdir())
+    if path.is_file():  # asked last: another run may have written it meanwhile
         there = json.loads(path.read_text(encoding="utf-8"))
         asked = identity.document()
         differ = [name for name in {**asked, **there} if there.get(name) != asked.get(name)]
         if differ:
             what = f"{differ[0]} {there.get(differ[0])!r} there, {asked.get(differ[0])!r} asked"
             raise UserError(f"{folder} holds other class images ({what}): choose another folder or remove it")
-    elif folder.is_dir() and any(not file.name.startswith(".") for file in folder.iterdir()):
+    elif is_used:
         raise UserError(f"{folder} holds files and no manifest of class images: choose an empty folder")
     else:
         write_json(path, identity.document())
