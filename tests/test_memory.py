@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from dreambooth import environment, families, fitting, frozen, loop, memory, quantise, swapping
+from dreambooth import environment, families, fitting, frozen, loop, memory, placing, quantise, swapping
 from dreambooth.errors import UserError
 from dreambooth.geometry import Size
 from dreambooth.models import resolve
@@ -119,9 +119,10 @@ def test_processes_take_their_steps_as_the_one_with_the_least_room_can(
     whole = fitting.MARGIN * memory.step_bytes(pipe, family, recipe, 16, CPU) / fitting.GIB
 
     def passes(room: float) -> int | None:
-        given = recipe.model_copy(update={"memory": room})
-        return fitting.fit(pipe, family, given, CPU, 2).recipe.accumulation
+        monkeypatch.setattr(placing, "free", lambda _: int(room * fitting.GIB))
+        return fitting.fit(pipe, family, recipe, CPU, 2).recipe.accumulation
 
+    monkeypatch.setattr(fitting, "gather", lambda rooms_1: rooms_1)
     alone, short = passes(1.1 * whole), passes(0.55 * whole)
     monkeypatch.setattr(fitting, "gather", lambda rooms_1: torch.cat([rooms_1, rooms_1 // 2]))
     assert passes(1.1 * whole) == short != alone == 1

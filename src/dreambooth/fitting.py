@@ -50,7 +50,7 @@ def fit(pipe: DiffusionPipeline, family: Family, recipe: Recipe, device: torch.d
     Raises:
         UserError: A step takes too much in every way.
     """
-    room = _least(_room(recipe, device), device, processes)
+    room = _room(recipe, device, processes)
     images = -(-recipe.batch_size * (2 if recipe.prior_weight else 1) // processes)
     if room is None:
         offloads = bool(recipe.offload_blocks)
@@ -81,17 +81,18 @@ def _step_bytes(pipe: DiffusionPipeline, family: Family, way: Recipe, images: in
     return needed - (swapping.saved(family.denoiser(pipe)) if offloads else 0)
 
 
-def _room(recipe: Recipe, device: torch.device) -> int | None:
-    """Return the bytes that a step may take; None is no limit."""
-    return placing.free(device) if recipe.memory is None else int(recipe.memory * GIB)
+def _room(recipe: Recipe, device: torch.device, processes: int) -> int | None:
+    """Return the bytes that a step may take; None is no limit.
 
-
-def _least(room: int | None, device: torch.device, processes: int) -> int | None:
-    """Return the least room that any process has: all must take their steps in the same way."""
-    if room is None or processes == 1:
-        return room
-    rooms_P: torch.Tensor = gather(torch.tensor([room], device=device))
-    return int(rooms_P.min())
+    It is what the process with the least has: all must take their steps in the same way.
+    """
+    if recipe.memory is not None:
+        return int(recipe.memory * GIB)
+    free = placing.free(device)
+    if free is None or processes == 1:
+        return free
+    free_P: torch.Tensor = gather(torch.tensor([free], device=device))
+    return int(free_P.min())
 
 
 def _ways(recipe: Recipe, images: int, may_offload: bool) -> Iterator[Recipe]:
