@@ -169,14 +169,12 @@ def choose_all(asked: Sequence[str], nouns: Sequence[str], kind: Kind | None = N
         UserError: As `choose` says, where an application is not for any of the subjects.
     """
     kinds = [kind or kind_of(noun) for noun in nouns]
-    lone = [each for each in asked if each in APPLICATIONS and len(nouns) > 1]
-    for each in lone:
-        if not any(APPLICATIONS[each].cells(noun, own) for noun, own in zip(nouns, kinds, strict=True)):
+    known = {each: _known(each, nouns) for each in asked}
+    fits = [[each for each in asked if known[each].cells(noun, own)] for noun, own in zip(nouns, kinds, strict=True)]
+    for each in asked:
+        if not any(each in some for some in fits):
             raise UserError(_not_for(each, nouns[0], kinds[0]))
-    return [
-        choose([each for each in asked if each not in lone or APPLICATIONS[each].cells(noun, own)], noun, own, nouns)
-        for noun, own in zip(nouns, kinds, strict=True)
-    ]
+    return [choose(some, noun, own, nouns) for some, noun, own in zip(fits, nouns, kinds, strict=True)]
 
 
 def choose(asked: Sequence[str], noun: str, kind: Kind | None = None, others: Sequence[str] = ()) -> Chosen:
@@ -197,12 +195,16 @@ def choose(asked: Sequence[str], noun: str, kind: Kind | None = None, others: Se
         name = each if each in APPLICATIONS else f"own-{Path(each).stem}"
         if name in chosen:
             raise UserError(f"'{each}' is asked for twice, or has the name of another list: give each once")
-        application = APPLICATIONS[each] if each in APPLICATIONS else read(Path(each), (noun, *others))
+        application = _known(each, (noun, *others))
         cells = application.cells(noun, kind)
         if not cells:
             raise UserError(_not_for(each, noun, kind))
         chosen[name] = application, cells
     return chosen
+
+
+def _known(asked: str, nouns: Sequence[str]) -> Application:
+    return APPLICATIONS[asked] if asked in APPLICATIONS else read(Path(asked), nouns)
 
 
 def kind_of(noun: str) -> Kind:

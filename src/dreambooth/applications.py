@@ -271,8 +271,8 @@ def _rows(identity: Embedded, clip: Embedded, texts: Texts, scene: Grid) -> dict
         "floor": metrics.to_references(identity.frozen_GD, identity.photos_RD),
         "fidelity": metrics.to_text(clip.tuned_GD, asked_GD),
         "ceiling": metrics.to_text(clip.frozen_GD, asked_GD),
-        "clear": limitations._margin(clip.tuned_GD, others_TD, scene),
-        "frozen_clear": limitations._margin(clip.frozen_GD, others_TD, scene),
+        "clear": limitations.margin(clip.tuned_GD, others_TD, scene),
+        "frozen_clear": limitations.margin(clip.frozen_GD, others_TD, scene),
     }
     return {name: value_G.reshape(len(scene.kinds), -1) for name, value_G in rows.items()}
 

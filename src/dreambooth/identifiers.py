@@ -141,15 +141,17 @@ def defaults(class_noun: str, tokenizers: Sequence[PreTrainedTokenizerBase], tak
     return good
 
 
-def require(identifier: str, class_noun: str, tokenizers: Sequence[PreTrainedTokenizerBase]) -> None:
+def require(
+    identifier: str, class_noun: str, tokenizers: Sequence[PreTrainedTokenizerBase], taken: Collection[str] = ()
+) -> None:
     """Refuse a bad identifier.
 
     Raises:
-        UserError: It is a bad one; the message names a good one.
+        UserError: It is a bad one; the message names a good one that is not taken.
     """
     found = problems(identifier, class_noun, tokenizers)
     if found:
-        good = next(_good(class_noun, tokenizers), "a rare word of one token")
+        good = next(_good(class_noun, tokenizers, taken), "a rare word of one token")
         raise UserError(f"the identifier '{identifier}' {' and '.join(found)}: type {good} instead", allow="identifier")
 
 

@@ -273,8 +273,7 @@ def park(job: Job) -> None:
 
 
 def _called(recipe: Recipe, subject: Subject) -> str:
-    """Return what a subject is called in a prompt: "ohwx dog"."""
-    return prompts.fill(prompts.label(recipe.label, subject.class_noun), [subject.identifier or ""]).removeprefix("a ")
+    return prompts.called(recipe.label, subject.class_noun, subject.identifier or "")
 
 
 def _scenes(class_noun: str) -> list[dreambench.Prompt]:

@@ -159,10 +159,12 @@ def _identifier(recipe: Recipe, subject: Subject, pipe: DiffusionPipeline, other
             return identifiers.invent(subject.class_noun, knowing, others)
         good = identifiers.defaults(subject.class_noun, knowing, others)
         return identifier_search.least(pipe, subject.class_noun, good)
+    if subject.identifier in others:
+        raise UserError(f"the identifier '{subject.identifier}' names two subjects: give each its own, or none")
     if is_new:
         identifiers.require_new(subject.identifier, subject.class_noun, knowing, others)
     elif "identifier" not in recipe.allow:
-        identifiers.require(subject.identifier, subject.class_noun, knowing)
+        identifiers.require(subject.identifier, subject.class_noun, knowing, others)
     return subject.identifier
 
 
@@ -175,11 +177,13 @@ def _with_tokens(readers: Sequence[PreTrainedTokenizerBase], tokens: list[str]) 
 
 
 def caption(recipe: Recipe, index: int, photo: Photo) -> str:
-    """Return the prompt a photo is learned under: its sidecar caption, or the recipe's label."""
+    """Return the prompt a photo is learned under: its sidecar caption, or the recipe's label.
+
+    `[V]` beside a subject's photo is that subject, whichever of the run's it is.
+    """
     names = [subject.identifier or "" for subject in recipe.subjects]
-    if photo.caption:
-        return prompts.fill(photo.caption, names)
-    return prompts.fill(prompts.label(recipe.label, recipe.subjects[index].class_noun), [names[index]])
+    text = photo.caption or recipe.label
+    return prompts.fill(prompts.label(text, recipe.subjects[index].class_noun, index), names)
 
 
 def class_caption(recipe: Recipe, text: str) -> str:

@@ -20,7 +20,10 @@ from dreambooth.run import Run
 
 NARROWEST, WIDEST = 0.04, 0.2
 """Between them an average of eight snapshots is what it should be to some percent (tests/test_post_hoc.py)."""
-LEFT_BEHIND = ("adapter", "checkpoints", "profiles", "evaluation", "scores.json", "report.html", "export", "images")
+LEFT_BEHIND = (
+    *("adapter", "checkpoints", "profiles", "evaluation", "applications", "scores.json", "report.html"),
+    *("export", "images"),
+)
 """What the average shares with the run no longer, or does not need."""
 
 

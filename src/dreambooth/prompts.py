@@ -89,6 +89,11 @@ def label(template: str, class_noun: str, index: int = 0) -> str:
     return named.replace("{class}", class_noun)
 
 
+def called(template: str, class_noun: str, identifier: str) -> str:
+    """Return what a run calls a subject: "ohwx dog", or the identifier alone where the label leaves the class out."""
+    return f"{identifier} {class_noun}" if "{class}" in template else identifier
+
+
 def scenes(label: str) -> tuple[str, ...]:
     """Return five prompts that put the subject of a label into new scenes, for a run's own account."""
     return tuple(scene.replace("{label}", label) for scene in SCENES)

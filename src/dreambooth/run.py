@@ -97,6 +97,12 @@ class Run:
         info = self.info
         return int(info["steps"]) if info["finished"] else None
 
+    @property
+    def shipped_steps(self) -> int:
+        """Steps that what the run ships has seen: fewer than it was given, where it has chosen an earlier look."""
+        info = self.info
+        return int(info.get("selection", {}).get("step", info["steps"]))
+
     def require_own(self, recipe: Recipe, identity: str) -> None:
         """Refuse a folder that this run cannot be written to.
 

@@ -71,9 +71,31 @@ def test_the_worst_is_told(leak: float, level: str) -> None:
         assert "towards the dog" in told.text
 
 
-def test_of_what_was_not_learned_nothing_can_be_told() -> None:
-    told = finding(leaks(Drawn(TEXTS, [*frozen(), *frozen()], frozen(), photos())), ["dog", "mug"])
+def test_a_subject_that_was_not_learned_and_appears_for_another_is_a_leak() -> None:
+    dog, _, plain, _ = planted(0.0)
+    nothing = finding(leaks(Drawn(TEXTS, [plain, plain, plain, plain], frozen(), photos())), ["dog", "mug"])
+    assert nothing.level == "good"
+    swapped = finding(leaks(Drawn(TEXTS, [plain, dog, plain, plain], frozen(), photos())), ["dog", "mug"])
+    assert swapped.level == "bad"
+    assert '"a y mug" moved 100% of the way towards the dog' in swapped.text
+
+
+def test_where_photos_are_less_alike_than_the_class_leakage_cannot_be_told() -> None:
+    apart = [np.eye(16)[4:8], np.eye(16)[[1] * 4]]
+    towards_class = [unit(np.ones((8, 16))), frozen()[1]]
+    told = finding(leaks(Drawn(TEXTS, [*towards_class, *towards_class], towards_class, apart)), ["dog", "mug"])
     assert told.level == "unknown"
+
+
+def test_subjects_of_one_class_share_its_pictures() -> None:
+    texts = ["a x dog", "a y dog", "a dog", "a dog"]
+    told = leaks(Drawn(texts, planted(0.0), frozen(), photos()))
+    assert [(leak.text, leak.towards) for leak in told] == [
+        ("a y dog", 0),
+        ("a dog", 0),
+        ("a x dog", 1),
+        ("a dog", 1),
+    ]
 
 
 def test_two_subjects_from_the_command_line(tiny_sd: Path, tmp_path: Path) -> None:

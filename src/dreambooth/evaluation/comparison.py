@@ -62,7 +62,7 @@ def _run(evaluation: Evaluation) -> dict[str, Any]:
     return {
         "name": run.path.name,
         "folder": str(run.path),
-        "label": f"{run.recipe.method}, {run.info['steps']} steps",
+        "label": f"{run.recipe.method}, {run.shipped_steps} steps",
         "scores": evaluation.document["scores"],
     }
 

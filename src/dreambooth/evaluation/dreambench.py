@@ -108,16 +108,16 @@ class Prompt:
 
     def text(self, subject: str) -> str:
         """The whole prompt for a subject without its article: "[V] dog" gives "a [V] dog in the snow"."""
-        return article(self.scene.format(subject))
+        return article(self.scene.replace(PLACE, subject))
 
     def named(self, called: str) -> str:
         """The whole prompt for a run: "ohwx dog" gives "a ohwx dog in the snow", as its photos were captioned."""
-        return f"a {self.scene.format(called)}" if self.scene.startswith(PLACE) else self.text(called)
+        return f"a {self.scene.replace(PLACE, called)}" if self.scene.startswith(PLACE) else self.text(called)
 
     @property
     def context(self) -> str:
         """What is asked without any subject: "in the snow", "red"."""
-        return self.scene.format("").strip()
+        return self.scene.replace(PLACE, "").strip()
 
 
 def _kind(scenes: Sequence[str], kind: str) -> tuple[Prompt, ...]:

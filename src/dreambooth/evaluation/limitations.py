@@ -71,7 +71,7 @@ def context(clip: Embedded, texts: Texts, grid: Grid, prompts: Sequence[Prompt])
     """Context not synthesised (figure 9a): pictures answer their scene's words less than the frozen model's do."""
     rows_P = np.array([prompt.kind != "property" for prompt in prompts])
     at_G = rows_P[grid.prompt_G]
-    tuned_G, frozen_G = (_margin(pictures, texts.contexts_PD, grid) for pictures in (clip.tuned_GD, clip.frozen_GD))
+    tuned_G, frozen_G = (margin(pictures, texts.contexts_PD, grid) for pictures in (clip.tuned_GD, clip.frozen_GD))
     signal = estimate(grid.scores(frozen_G).at(at_G))
     kept = _ratio(grid.scores(tuned_G).at(at_G), grid.scores(frozen_G).at(at_G))
     figures = {"kept": kept, "frozen_signal": signal}
@@ -231,7 +231,7 @@ def lab(rgb: Values) -> Values:
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
 
 
-def _margin(pictures_GD: Rows, contexts_PD: Rows, grid: Grid) -> Values:
+def margin(pictures_GD: Rows, contexts_PD: Rows, grid: Grid) -> Values:
     """How much nearer each picture is to its own scene's words than to the other scenes'."""
     similarity_GP = pictures_GD @ contexts_PD.T
     own_G = similarity_GP[np.arange(len(pictures_GD)), grid.prompt_G]

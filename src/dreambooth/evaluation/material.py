@@ -45,6 +45,17 @@ class Plan:
     seed: int = 0
     siblings: int = 2
 
+    def __post_init__(self) -> None:
+        """Refuse what cannot be drawn, before any work.
+
+        Raises:
+            UserError: A count is less than 1, or the seed negative.
+        """
+        given = (("count", self.count, 1), ("class-count", self.class_count, 1), ("seed", self.seed, 0))
+        for flag, value, least in given:
+            if value < least:
+                raise UserError(f"--{flag} {value}: give at least {least}")
+
 
 @dataclass(frozen=True)
 class Material:
@@ -55,7 +66,9 @@ class Material:
         name: What tells the subject from those of other runs, and from the others of its own.
         folder: Holds what is drawn and found of the subject, beside its pictures.
         noun: The class noun.
-        identifier: What `[V]` stands for.
+        identifier: What its placeholder stands for.
+        placeholder: `[V]`, or `[V2]` of the second of several subjects.
+        called: Identifier and class noun, as the run's prompts have them.
         photos: The photos it was trained on.
         first: How many photos of other subjects come before them in the run's list.
         prompts: The prompts.
@@ -71,6 +84,8 @@ class Material:
     folder: Path
     noun: str
     identifier: str
+    placeholder: str
+    called: str
     photos: list[Photo]
     first: int
     prompts: tuple[Prompt, ...]
@@ -101,7 +116,7 @@ def gather(run: Run, plan: Plan, index: int = 0) -> Material:
     seeds, class_seeds = (range(plan.seed, plan.seed + count) for count in (plan.count, plan.class_count))
     part = f"subject-{index + 1}" if len(recipe.subjects) > 1 else ""
     home = run.path / "evaluation" / part
-    called = f"{identifier} {noun}" if "{class}" in recipe.label else identifier
+    called = prompts.called(recipe.label, noun, identifier)
     named = [prompt.named(called) for prompt in chosen]
     plain = [prompt.text(noun) for prompt in chosen]
     class_texts = [prompts.class_prompt(each) for each in classes]
@@ -111,6 +126,8 @@ def gather(run: Run, plan: Plan, index: int = 0) -> Material:
         home,
         noun,
         identifier,
+        f"[V{index + 1}]" if index else "[V]",
+        called,
         *_photos(run, recipe, index),
         chosen,
         classes,
@@ -193,4 +210,6 @@ def _photos(run: Run, recipe: Recipe, index: int) -> tuple[list[Photo], int]:
     trained = [entry["id"] for entry in run.info["photos"]]
     if not found or any(photo.id not in trained for photo in found):
         raise UserError(f"{folder} no longer holds the photos that {run.path} was trained on: put them back")
-    return found, trained.index(found[0].id)
+    ids = [photo.id for photo in found]
+    starts = (at for at in range(len(trained)) if trained[at : at + len(ids)] == ids)
+    return found, next(starts, trained.index(ids[0]))

@@ -308,7 +308,7 @@ def _by_prompt(material: Material, rows: dict[str, Scores], near: metrics.Copyin
         ]
         told.append(
             {
-                "text": prompt.text(f"[V] {material.noun}"),
+                "text": prompt.text(f"{material.placeholder} {material.noun}"),
                 "kind": prompt.kind,
                 "scores": {metric: figures[metric][index].as_json() for metric in MAIN},
                 "images": images,
@@ -347,7 +347,7 @@ def _copies(material: Material, near: metrics.Copying, count: int = 6) -> list[d
             "photo": material.first + int(near.photo_G[at]),
             "similarity": round(float(near.similarity_G[at]), 4),
             "percentile": None if np.isnan(near.percentile_G[at]) else float(near.percentile_G[at]) / 100,
-            "prompt": material.prompts[shots[at].text].text(f"[V] {material.noun}"),
+            "prompt": material.prompts[shots[at].text].text(f"{material.placeholder} {material.noun}"),
         }
         for at in np.argsort(-near.similarity_G)[:count].tolist()
     ]

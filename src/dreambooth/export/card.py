@@ -142,7 +142,7 @@ def _facts(run: Run) -> str:
         "base model": f"{info['model']['name']} ({info['model']['identity']})",
         "method": recipe.method if recipe.rank is None else f"{recipe.method}, rank {recipe.rank}",
         "photos": f"{len(info['photos'])}{_scales(recipe)}",
-        "steps": f"{info['steps']}, batch size {recipe.batch_size}",
+        "steps": f"{run.shipped_steps}, batch size {recipe.batch_size}",
         "learning rate": recipe.learning_rate,
         "text encoder trained": "yes" if recipe.train_text_encoder else "no",
         "prior preservation": _prior(recipe) if recipe.prior_weight else "none",

@@ -52,7 +52,7 @@ def model_spec(run: Run, pipe: DiffusionPipeline, licence: str | None, adapter: 
         "architecture": "/".join(filter(None, (_architecture(pipe), adapter))),
         "implementation": STABILITY if adapter is None else "diffusers",
         "title": run.path.resolve().name,
-        "description": f"DreamBooth of '{words}', {info['steps']} steps on {info['model']['name']}",
+        "description": f"DreamBooth of '{words}', {run.shipped_steps} steps on {info['model']['name']}",
         "date": info["created"],
         "resolution": f"{recipe.resolution}x{recipe.resolution}",
         "license": licence,

@@ -205,20 +205,13 @@ def _draw(runs: Sequence[Run], subjects: Sequence[Subject], judge: Encoder, repo
 
 
 def _moved(drawn: Drawn) -> tuple[list[float], list[float]]:
-    """Return how far pictures went towards each subject that their text does not name: of other subjects, of classes.
-
-    Shares of the way to the photos; not to the subject's own pictures, as of a run's leaks, which may have gone none.
-    """
-    count = len(drawn.photos_SRD)
+    """Return how far pictures of other subjects, and of classes, went towards each subject."""
+    names = drawn.texts[: len(drawn.photos_SRD)]
     named: list[float] = []
     bare: list[float] = []
-    for towards, photos_RD in enumerate(drawn.photos_SRD):
-        whole = metrics.oracle(photos_RD, self_pairs=False).mean()
-        whole -= metrics.to_references(drawn.frozen_SKD[towards], photos_RD).mean()
-        for index, tuned_KD in enumerate(drawn.tuned_TKD):
-            share = float(metrics.change(tuned_KD, drawn.frozen_SKD[index % count], photos_RD).mean() / whole)
-            if index != towards:
-                (named if index < count else bare).append(share)
+    for leak in leakage.leaks(drawn):
+        share = leak.share.value
+        (named if leak.text in names else bare).append(float("nan") if share is None else share)
     return named, bare
 
 
