@@ -122,6 +122,8 @@ def test_each_of_several_subjects_gets_what_fits_its_kind(tmp_path: Path) -> Non
         choose_all(["accessories"], ["mug", "teapot"])
     with pytest.raises(UserError, match="no application 'arts'"):
         choose_all(["arts"], ["dog", "mug"])
+    lively = str(own("title: x\nlive:\n  asleep: a [V] dog asleep\n", tmp_path))
+    assert [list(some) for some in choose_all([lively], ["dog", "mug"])] == [["own-mine"], []]
 
 
 def test_a_plain_list_is_a_list_too(tmp_path: Path) -> None:

@@ -708,6 +708,15 @@ REFUSED: dict[str, tuple[Builder, str]] = {
     ),
     "no class images to make": (lambda lab: ["prior", "--class", "dog", "--count", 0], "--count 0: give at least 1"),
     "class images of nothing": (lambda lab: ["prior", "--class", " "], "the class noun is empty: give a noun"),
+    "a word for an article and a noun": (
+        lambda lab: ["identifier", "--class", "a dog", "--model", lab.model],
+        "--class 'a dog' has an article of its own: give 'dog'",
+    ),
+    "a word for nothing": (lambda lab: ["identifier", "--class", ""], "the class noun is empty: give a noun"),
+    "photos of nothing": (
+        lambda lab: ["check", lab.photos, "--class", "the dog", "--model", lab.model],
+        "--class 'the dog' has an article of its own: give 'dog'",
+    ),
     "class images of a long noun": (
         lambda lab: ["prior", "--class", LONG, "--model", lab.model],
         "the class noun in 'a very very ",

@@ -175,9 +175,14 @@ def test_a_run_has_its_photos_looked_at_before_it_starts(folder: Path, tiny_sd: 
     photo(0).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / "9.png")
     (told,) = [text for text in warned() if "nearly the same" in text]
     assert told.startswith("9.png: nearly the same picture as 0.png")
-    for index in range(planning.EXAMINED):
+    for index in range(5, planning.EXAMINED):
         (folder / f"{index}.txt").write_text("a [V] box")
+        (folder / f".{index}").touch()
+    assert any("nearly the same" in text for text in warned())
+    for index in range(10, 10 + planning.EXAMINED):
+        photo(index).save(folder / f"{index}.png")
     assert not any("nearly the same" in text for text in warned())
+    assert any("3 to 10 that differ are enough" in text for text in warned())
 
 
 def test_in_a_photo_that_keeps_its_shape_no_square_cuts_the_subject() -> None:

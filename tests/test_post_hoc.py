@@ -58,8 +58,11 @@ def _adapter(run: Run) -> dict[str, Tensor]:
 
 def test_a_run_ships_an_average_chosen_afterwards(run: Run) -> None:
     assert [file.stem for file in sorted(run.profiles.iterdir())] == [f"{step:06d}" for step in range(2, 17, 2)]
+    (run.path / "applications" / "art").mkdir(parents=True)
+    (run.path / "applications" / "art" / "application.json").write_text("{}")
     done = calls.call("average", run.path, "--width", "0.1")
     assert done.status == 0, done
+    assert not (run.path.with_name("run-average-0.1") / "applications").exists()
     made = Run(run.path.with_name("run-average-0.1"))
     assert done.out.strip() == str(made.path)
     ours, averaged = _adapter(run), _adapter(made)

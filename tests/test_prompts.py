@@ -48,7 +48,8 @@ def photo(caption: str | None = None) -> Photo:
 def test_photos_are_learned_under_the_label(label: str | None, captions: list[str]) -> None:
     named = recipe(label=label) if label else recipe()
     assert [planning.caption(named, index, photo()) for index in (0, 1)] == captions
-    assert planning.caption(named, 1, photo("the [V2] and the [V]")) == "the phol and the ohwx"
+    assert planning.caption(named, 1, photo("the [V1] and the [V2]")) == "the ohwx and the phol"
+    assert [planning.caption(named, index, photo("[V] asleep")) for index in (0, 1)] == ["ohwx asleep", "phol asleep"]
 
 
 def test_the_runs_own_pictures_follow_the_label() -> None:

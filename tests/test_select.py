@@ -190,6 +190,7 @@ def test_it_stops_when_nothing_gets_better_and_goes_on_the_same_when_asked_again
     monkeypatch.setattr(select, "is_over", lambda made, *given: len(made) >= 2)
     run = run_with(tiny_sd, tmp_path / "one", photos, "--select")
     assert run.info["selection"]["trained"] == 3
+    assert run.shipped_steps == run.info["selection"]["step"] < run.info["steps"]
     before = weights(run)
     run.update(finished=False)
     again = run_with(tiny_sd, tmp_path / "one", photos, "--select")

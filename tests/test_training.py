@@ -211,6 +211,22 @@ def test_real_class_images_take_the_place_of_generated_ones(tiny_sd: Path, photo
     assert losses(with_real) != losses(run(tiny_sd, photos, tmp_path / "generated"))
 
 
+def test_what_was_measured_and_foreseen_of_fewer_steps_does_not_stay(
+    tiny_sd: Path, photos: Path, tmp_path: Path
+) -> None:
+    first = run(tiny_sd, photos, tmp_path / "run", steps=1)
+    assert any("do not show all" in text for text in first.info["warnings"])
+    first.update(warnings=["something happened"])
+    for name in ("scores.json", "evaluation/evaluation.json", "applications/art/application.json"):
+        (first.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (first.path / name).write_text("{}")
+    run(tiny_sd, photos, tmp_path / "run", steps=1)  # finished: nothing is touched
+    assert (first.path / "scores.json").is_file()
+    more = run(tiny_sd, photos, tmp_path / "run", steps=8)
+    assert more.info["warnings"] == ["something happened"]
+    assert [path.name for path in first.path.rglob("*.json") if path.read_text() == "{}"] == []
+
+
 @pytest.mark.parametrize("prior_loss", ["images", "parent"])
 def test_two_subjects_each_with_their_name_and_class(
     prior_loss: str, tiny_sd: Path, photos: Path, tmp_path: Path

@@ -228,6 +228,7 @@ def _score(task: _Task, judges: Judges, reporter: Reporter) -> Applied:
         "application": task.name,
         **{name: getattr(task.application, name) for name in ("title", "source")},
         "class": material.noun,
+        "identifier": material.identifier,
         "rule": RULE,
         "encoders": {"identity": judges.identity.identity, "clip": judges.clip.identity},
         "sampling": task.tuned.sampling.document,

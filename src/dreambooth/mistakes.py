@@ -146,9 +146,7 @@ def words(plan: Plan) -> Found:
     """Names, captions and prompts that do not say what they should."""
     recipe = plan.recipe
     for subject, pool in zip(recipe.subjects, plan.photos, strict=True):
-        first, *rest = subject.class_noun.split()
-        if rest and first.lower() in ("a", "an", "the"):
-            yield Objection(f"--class '{subject.class_noun}' has an article of its own: give '{' '.join(rest)}'")
+        prompts.require_noun(subject.class_noun)
         if subject.identifier and subject.identifier in subject.class_noun.split():
             both = f"the class noun '{subject.class_noun}' holds the identifier '{subject.identifier}'"
             yield Objection(f"{both}: give the noun alone")

@@ -148,10 +148,7 @@ def near_duplicates(scenes: Sequence[Scene]) -> dict[str, list[Problem]]:
 
 def set_problems(scenes: Sequence[Scene]) -> list[Problem]:
     """Say what is wrong with the photos as a set, beyond there being too few."""
-    found = []
-    if len(scenes) > MANY:
-        message = f"{len(scenes)} photos: 3 to 10 that differ are enough, keep the sharpest and most different ones"
-        found.append(Problem("many", message))
+    found = many(len(scenes))
     if len(scenes) < _ENOUGH:
         return found
     one_background = photo_scenes.least_alike(scenes) >= ONE_BACKGROUND
@@ -165,6 +162,14 @@ def set_problems(scenes: Sequence[Scene]) -> list[Problem]:
         message = "a mark in the same place in all photos (a watermark, a date, a frame?): crop it off or paint it over"
         found.append(Problem("mark", message))
     return found
+
+
+def many(count: int) -> list[Problem]:
+    """Say that so many photos are too many, where they are."""
+    if count <= MANY:
+        return []
+    message = f"{count} photos: 3 to 10 that differ are enough, keep the sharpest and most different ones"
+    return [Problem("many", message)]
 
 
 def _scene(photo: Photo, previews: Mapping[str, Image.Image], segmented: Mapping[str, Subject]) -> Scene:

@@ -154,6 +154,11 @@ def open_upright(path: Path, background: str = "white") -> Image.Image:
         return _rgb(image, background)
 
 
+def count(folder: Path) -> int:
+    """Return how many files of a folder are photos by their names, masks left out."""
+    return sum(_is_photo(entry) and not entry.name.endswith(MASK) for entry in _entries(folder))
+
+
 def crop(photo: Photo, size: Size, part: Box | None = None) -> npt.NDArray[np.uint8]:
     """Cut a part out of a photo and resize it.
 

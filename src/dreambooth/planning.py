@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 
 EXAMINED = 24
-"""A folder of more files is read, each photo checked by itself, and not looked at as a set."""
+"""Of more photos each is checked by itself, and they are not looked at as a set."""
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,7 @@ def make_plans(recipe: Recipe) -> Plans:
     pools = [photos.usable(found) for found in findings]
     idle = buckets.idle(itertools.chain(*pools), filled, family.STRIDE)
     class_images = _real_class_images(filled)
-    warnings = [
-        f"{entry.file}: {problem.message}" for found in findings for entry in found for problem in entry.problems
-    ]
-    warnings += [problem.message for _, of_all in seen for problem in of_all]
+    warnings = list(_of_photos(filled, seen))
     warnings += mistakes.look(mistakes.Plan(recipe, filled, source, native, pools))
     warnings += [f"--more-resolutions {side} adds nothing: no photo has the pixels for it" for side in idle]
     if filled.offload_blocks and environment.processes().device.type == "cpu":
@@ -117,11 +114,20 @@ def make_plans(recipe: Recipe) -> Plans:
 
 def _look_at(folder: Path, resolution: int, aspect: Aspect) -> tuple[list[Finding], list[Problem]]:
     """Read a subject's photos; return what was found of each and of all. The doctor sees as many as a person would."""
-    if folder.is_dir() and sum(1 for _ in folder.iterdir()) <= EXAMINED:
+    if folder.is_dir() and photos.count(folder) <= EXAMINED:
         seen = photo_doctor.examine(folder, resolution, aspect=aspect)
         return seen.findings, seen.warnings
     findings = photos.read(folder, resolution, aspect=aspect)
-    return findings, photos.warnings(findings)
+    return findings, [*photos.warnings(findings), *photo_doctor.many(len(photos.usable(findings)))]
+
+
+def _of_photos(recipe: Recipe, seen: Sequence[tuple[list[Finding], list[Problem]]]) -> Iterator[str]:
+    """Yield what was found of each subject's photos, by the name of its folder where there are several."""
+    for subject, (found, of_all) in zip(recipe.subjects, seen, strict=True):
+        where = f"{subject.photos.name}: " if len(recipe.subjects) > 1 else ""
+        for entry in found:
+            yield from (f"{where}{entry.file}: {problem.message}" for problem in entry.problems)
+        yield from (f"{where}{problem.message}" for problem in of_all)
 
 
 def identify(recipe: Recipe, pipe: DiffusionPipeline, pictures: Sequence[Sequence[Photo]]) -> Recipe:

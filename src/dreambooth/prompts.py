@@ -64,6 +64,19 @@ def placed(text: str, nouns: Sequence[str]) -> str:
     return text.replace("[V]", PLACE).strip()
 
 
+def require_noun(class_noun: str) -> None:
+    """Refuse what is no class noun.
+
+    Raises:
+        UserError: It is empty, or has an article of its own.
+    """
+    first, *rest = class_noun.split() or [""]
+    if not first:
+        raise UserError("the class noun is empty: give a noun such as dog, mug or robot")
+    if rest and first.lower() in ("a", "an", "the"):
+        raise UserError(f"--class '{class_noun}' has an article of its own: give '{' '.join(rest)}'")
+
+
 def require_label(template: str) -> str:
     """Return a label's template if it names the subject.
 

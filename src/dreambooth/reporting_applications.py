@@ -34,10 +34,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Story:
-    """An application: of what class, its cells, and what the detectors said of all of it."""
+    """An application: of which subject, its cells, and what the detectors said of all of it."""
 
     title: str
-    noun: str
+    subject: str
     cells: list[Cell]
     findings: list[Finding]
 
@@ -56,7 +56,7 @@ def application_story(document: Json, folder: Path) -> Story:
     """
     return Story(
         str(document.get("title") or document.get("application") or "An application without a name"),
-        str(document.get("class") or "subject"),
+        f"{document.get('class') or 'subject'} “{document.get('identifier') or ''}”",
         [_cell(cell, folder) for cell in document.get("cells") or []],
         [read_finding(finding, folder) for finding in document.get("findings") or []],
     )

@@ -129,7 +129,9 @@ class Run:
         self.require_own(recipe, info["identity"])
         if self.exists:
             before = self.info
-            info = {**info, "created": before["created"], "times": before["times"], "warnings": before["warnings"]}
+            since = [text for text in before["warnings"] if text not in before.get("foreseen", [])]
+            info = {**info, "created": before["created"], "times": before["times"]}
+            info["warnings"] = [*info["warnings"], *(text for text in since if text not in info["warnings"])]
         self.path.mkdir(parents=True, exist_ok=True)
         sweep(self.path)
         write_json(self.path / "run.json", info)  # the first, since it makes the folder a run
@@ -142,6 +144,17 @@ class Run:
         info["times"].update(values.pop("times", {}))
         info["warnings"] += [text for text in values.pop("warnings", []) if text not in info["warnings"]]
         write_json(self.path / "run.json", {**info, **values})
+
+    def forget_scores(self) -> bool:
+        """Remove what was measured of weights that the run no longer ships; return whether there was any.
+
+        The pictures stay until they are drawn anew.
+        """
+        measured = [self.path / "scores.json", self.path / "evaluation" / "evaluation.json"]
+        stale = [file for file in (*measured, *self.path.glob("applications/**/application.json")) if file.is_file()]
+        for file in stale:
+            file.unlink()
+        return bool(stale)
 
     @contextmanager
     def lock(self) -> Iterator[None]:

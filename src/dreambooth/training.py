@@ -70,6 +70,7 @@ def train(recipe: Recipe, out: str | Path | None = None, reporter: Reporter | No
         return run
     with _main_holds(job, run.lock()):
         _describe(job)
+        _check_classes(job)
         class_images = _class_images(job)
         _before(job)
         watch = _watch(job)
@@ -236,6 +237,7 @@ def _describe(job: Job) -> None:
         "peaks": {},
         "step_mb": job.step_mb,
         "warnings": job.plans.warnings,
+        "foreseen": job.plans.warnings,
         "finished": False,
         "steps": job.recipe.steps,
     }
@@ -259,7 +261,6 @@ def _class_images(job: Job) -> list[list[Photo]]:
     if recipe.prior_weight == 0 or recipe.prior_loss == "parent":
         return [[] for _ in recipe.subjects]
     if job.plans.class_images:
-        _look_at_class_images(job)
         return job.plans.class_images
     found = []
     with job.timed("class images"):
@@ -272,11 +273,14 @@ def _class_images(job: Job) -> list[list[Photo]]:
     return found
 
 
-def _look_at_class_images(job: Job) -> None:
-    """Warn of real class images that look like another class."""
-    if job.is_main:
-        pool = [image.path for image in job.plans.class_images[0]]
-        for problem in class_noun.mistaken(pool, job.plans.source, job.recipe.subjects[0].class_noun):
+def _check_classes(job: Job) -> None:
+    """Warn of photos and of real class images that look like another class."""
+    if not job.is_main:
+        return
+    given = job.plans.class_images or [[] for _ in job.photos]
+    for subject, *pools in zip(job.recipe.subjects, job.photos, given, strict=True):
+        photos, class_images = ([image.path for image in pool] for pool in pools)
+        for problem in class_noun.mistaken(job.plans.source, subject.class_noun, photos, class_images):
             job.warn(problem.message)
 
 
@@ -324,6 +328,8 @@ def _ship(job: Job) -> None:
             module.eval()
         with job.timed("saving"), atomic_folder(job.run.adapter) as folder:
             job.method.save(job.pipe, job.family, job.plans.source, job.recipe, folder)
+        if job.run.forget_scores():
+            job.reporter.say(f"what was measured of {job.run.path} before is removed: `dreambooth evaluate` it again")
     job.accelerator.wait_for_everyone()
 
 

@@ -68,9 +68,12 @@ def test_most_subjects_are_given_their_class_among_the_proposed() -> None:
 
 def test_real_class_images_of_another_class_are_told(tmp_path: Path) -> None:
     toybox = resolve("toybox")
-    assert mistaken(CAR, toybox, "car") == []
-    (problem,) = mistaken(CAR, toybox, "frog")
-    assert problem.message.startswith("the class images look less like a frog than like: car, ")
+    dog = sorted((SUBJECTS / "spotted_dog" / "photos").glob("*.png"))
+    assert mistaken(toybox, "dog", dog) == []
+    (problem,) = mistaken(toybox, "dog", dog, CAR)
+    assert problem.message.startswith("the class images look less like a dog than like: car, ")
+    (problem,) = mistaken(toybox, "frog", CAR)
+    assert problem.message.startswith("the photos look less like a frog than like: car, ")
     given = ("--class", "dog", "--model", "toybox", "--prior-images", CAR[0].parent, "--out", tmp_path / "run")
     photos = SUBJECTS / "spotted_dog" / "photos"
     done = call("train", photos, *given, "--prior-loss", "images", "--steps", 1, "--samples", 0)
@@ -84,4 +87,4 @@ def test_without_a_clip_at_hand_nothing_is_fetched_for_class_images(
 ) -> None:
     monkeypatch.setattr(encoders, "load", lambda *_: pytest.fail("an encoder was loaded"))
     assert not encoders.is_here("clip-vit-b32")
-    assert mistaken(CAR, resolve(str(tiny_sd)), "frog") == []
+    assert mistaken(resolve(str(tiny_sd)), "frog", CAR, CAR) == []

@@ -90,3 +90,7 @@ def test_a_missing_list_is_refused(tmp_path: Path) -> None:
 def test_a_runs_prompts_have_the_article_of_its_captions() -> None:
     texts = [Prompt(scene, "own").named("ohwx elephant") for scene in ("{} in the snow", "old {}")]
     assert texts == ["a ohwx elephant in the snow", "an old ohwx elephant"]
+
+
+def test_braces_of_an_own_prompt_are_its_own() -> None:
+    assert Prompt("{} in a {x} box", "own").text("dog") == "a dog in a {x} box"

@@ -202,6 +202,15 @@ def test_refusals(run: Path, prompts: str, tmp_path: Path) -> None:
     shutil.move(moved, photo)
 
 
+def test_counts_that_draw_nothing_are_refused_before_anything_is_removed(run: Path, prompts: str) -> None:
+    evaluate(run, plan(prompts), **ENCODERS)
+    there = sorted((run / "evaluation").rglob("*.png"))
+    for flag, value in (("--count", 0), ("--class-count", 0), ("--seed", -1), ("--references", "fixed:9")):
+        refusal = calls.call("evaluate", run, "--prompts", prompts, flag, value, *flags()).refusal
+        assert str(value) in refusal or "no photo 9 among 3" in refusal
+    assert sorted((run / "evaluation").rglob("*.png")) == there
+
+
 def test_comparing_needs_the_same_encoders(run: Path, prompts: str) -> None:
     found = evaluate(run, plan(prompts), **ENCODERS)
     other = evaluate(run, plan(prompts), **ENCODERS)

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from dreambooth.cli.shared import ClassNoun, Json, LogFormat, app, print_json, print_next, reporting
 from dreambooth.errors import UserError
+from dreambooth.prompts import require_noun
 from dreambooth.recipe import Recipe, Settings, read_yaml
 
 
@@ -127,6 +128,7 @@ def prior(
     """Make or top up a set of class images for prior preservation."""
     if count is not None and count < 1:
         raise UserError(f"--count {count}: give at least 1")
+    require_noun(class_noun)
     with reporting(log_format) as reporter:
         from dreambooth.training import make_class_images
 

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from dreambooth.cli.shared import ClassNoun, Json, LogFormat, app, print_json, reporting
 from dreambooth.errors import UserError
+from dreambooth.prompts import require_noun
 from dreambooth.recipe import Settings
 
 if TYPE_CHECKING:
@@ -44,7 +45,9 @@ def check(
     photos: Annotated[Path, Parameter(help="Folder of photos.")],
     /,
     *,
-    resolution: Annotated[int, Parameter(help="Side of the training images in pixels.")] = 512,
+    resolution: Annotated[
+        int | None, Parameter(help="Side of the training images in pixels. Default: the model's own, else 512.")
+    ] = None,
     sheet: Annotated[Path | None, Parameter(help="PNG to write: the photos with what was found.")] = None,
     model: Annotated[
         str | None, Parameter(help="Base model: propose the class noun too, and see whether it can draw it.")
@@ -60,13 +63,9 @@ def check(
     from dreambooth.photo_doctor import examine, to_json
     from dreambooth.photo_sheet import sheet as draw
 
-    if resolution < 1:
-        raise UserError(f"--resolution {resolution}: give a side in pixels, such as 512")
-    if class_noun and not (model or segmenter):
-        raise UserError("--class is asked of a model or a segmenter: give --model too, such as --model toybox")
-    if segmenter and not class_noun:
-        raise UserError("--segmenter finds what --class names: give --class too, such as --class dog")
-    found = examine(photos, resolution, _segment(segmenter, class_noun) if segmenter and class_noun else None)
+    _require_checkable(resolution, model, class_noun, segmenter)
+    side = resolution or _native(model)
+    found = examine(photos, side, _segment(segmenter, class_noun) if segmenter and class_noun else None)
     diagnosis = _diagnose(found, model, class_noun) if model else None
     if sheet:
         with atomic(sheet) as temporary:
@@ -82,6 +81,28 @@ def check(
         _print_problem(problem, "")
     if diagnosis:
         _print_diagnosis(diagnosis)
+
+
+def _require_checkable(
+    resolution: int | None, model: str | None, class_noun: str | None, segmenter: str | None
+) -> None:
+    if resolution is not None and resolution < 1:
+        raise UserError(f"--resolution {resolution}: give a side in pixels, such as 512")
+    if class_noun and not (model or segmenter):
+        raise UserError("--class is asked of a model or a segmenter: give --model too, such as --model toybox")
+    if segmenter and not class_noun:
+        raise UserError("--segmenter finds what --class names: give --class too, such as --class dog")
+    if class_noun is not None:
+        require_noun(class_noun)
+
+
+def _native(model: str | None) -> int:
+    if model is None:
+        return 512
+    with reporting("text"):
+        from dreambooth.models import native_resolution, resolve
+
+        return native_resolution(resolve(model))
 
 
 def _print_diagnosis(diagnosis: Diagnosis) -> None:
@@ -154,11 +175,14 @@ def evaluate(
         found = [evaluate_run(run, plan, options, **common) for run in runs]
         compared = compare(found) if len(found) > 1 else None
         page = write(compared, out) if compared else None
-    scores = {str(each.run.path): each.document["scores"] for each in found}
     if json:
-        print_json(scores if compared else found[0].document["scores"])
+        scores = {str(each.run.path): _scores(each.document) for each in found}
+        print_json(scores if compared else _scores(found[0].document))
         return
     for each in found:
+        for subject in each.document.get("subjects", []):
+            print(f"{subject['class']} '{subject['identifier']}'")
+            _print_scores(subject)
         _print_scores(each.document)
         print(f"report   {each.run.report}")
     if page:
@@ -226,6 +250,7 @@ def identifier(
     """Rank rare words by how little the model means by them yet."""
     if count < 1:
         raise UserError(f"--count {count}: give at least 1")
+    require_noun(class_noun)
     with reporting(log_format) as reporter:
         from dreambooth.identifier_search import search, to_json
 
@@ -238,6 +263,13 @@ def identifier(
         return
     for each in listed:
         print(f"{each.text:<12} {each.prior:6.2f}  ({each.low:.2f} to {each.high:.2f})  {each.ids}  {each.note}")
+
+
+def _scores(document: dict[str, Any]) -> dict[str, Any]:
+    """The scores of a run; of several subjects those of all together, and those of each by its identifier."""
+    subjects = {each["identifier"]: each["scores"] for each in document.get("subjects", [])}
+    scores: dict[str, Any] = document["scores"]
+    return {"all": scores, **subjects} if subjects else scores
 
 
 def _print_scores(document: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ PROPOSED = 3
 COUNT = 12
 """Pictures of the class that are drawn."""
 LOOKED_AT = 32
-"""Class images that are looked at, at most."""
+"""Photos, or class images, that are looked at, at most."""
 NEAREST = 3
 """A picture is told as its class if so few nouns at most are nearer to it, itself among them: synonyms are near."""
 LEAST_TOLD = 0.5
@@ -89,19 +89,28 @@ def diagnose(photos: Sequence[Path], model: str, noun: str | None, reporter: Rep
     return Diagnosis(tuple(ranked[:PROPOSED]), chosen, told, found, tuple(files))
 
 
-def mistaken(pictures: Sequence[Path], source: Source, noun: str) -> list[Problem]:
-    """Say whether real class images look like another class, where the model's CLIP is on this machine.
+def mistaken(source: Source, noun: str, photos: Sequence[Path], class_images: Sequence[Path] = ()) -> list[Problem]:
+    """Say whether photos, or real class images, look like another class, where the model's CLIP is on this machine.
 
     Args:
-        pictures: The class images.
         source: The base model.
         noun: The class noun.
+        photos: The photos of the subject.
+        class_images: Real class images, where there are some.
     """
     if not encoders.is_here(_clip_of(source)):
         return []
     clip, nouns, words_CD = _words(source, noun)
-    ranked = rank(embeddings.embed_files(clip, pictures[:LOOKED_AT]), words_CD, nouns)
-    return _unlikely(ranked, noun, "the class images", "give pictures of others of its class as --prior-images")
+    sets = {
+        ("the photos", "check --class"): photos,
+        ("the class images", "give pictures of others of its class as --prior-images"): class_images,
+    }
+    found = []
+    for told, pictures in sets.items():
+        if pictures:
+            ranked = rank(embeddings.embed_files(clip, pictures[:LOOKED_AT]), words_CD, nouns)
+            found += _unlikely(ranked, noun, *told)
+    return found
 
 
 def _clip_of(source: Source) -> str:

@@ -280,15 +280,25 @@ def _reference_rule(rule: str) -> tuple[str, int]:
     raise UserError(f"no rule of references is called '{rule}': give all, held-out, centroid or fixed:K")
 
 
+def require_reference(rule: str, count: int) -> None:
+    """Refuse a rule of references that fixes a photo which there is not among so many.
+
+    Raises:
+        UserError: It does.
+    """
+    name, photo = _reference_rule(rule)
+    if name == "fixed" and photo >= count:
+        raise UserError(f"there is no photo {photo} among {count}: give fixed:0 to fixed:{count - 1}")
+
+
 def _references(real_RD: Rows, rule: str, held_out_HD: Rows | None) -> Rows:
     name, photo = _reference_rule(rule)
     if name == "held-out":
         if held_out_HD is None or not len(held_out_HD):
             raise UserError("the rule 'held-out' needs photos that were not trained on: give some, or use 'all'")
         return held_out_HD
+    require_reference(rule, len(real_RD))
     if name == "fixed":
-        if photo >= len(real_RD):
-            raise UserError(f"there is no photo {photo} among {len(real_RD)}: give fixed:0 to fixed:{len(real_RD) - 1}")
         return real_RD[photo : photo + 1]
     if name == "centroid":
         mean_1D = _checked(real_RD).mean(axis=0, keepdims=True)

@@ -100,6 +100,8 @@ def evaluate(
     plan, options, reporter = plan or Plan(), options or Options(), reporter or Silent()
     opened = Run.open(run)
     materials = gather_all(opened, plan)
+    for each in materials:
+        metrics.require_reference(options.references, len(each.photos))
     extras = [_held_out(_own(held_out, each), each) for each in materials]
     masked = [_masked(_own(mask_folder, each), each) for each in materials]
     judges = load_judges(opened, identity_encoder, clip_encoder)
