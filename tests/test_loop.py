@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -196,11 +197,12 @@ def test_without_prior_it_is_plain_fine_tuning_bit_for_bit(tiny_sd: Path) -> Non
     assert all(torch.equal(trained[name], value) for name, value in pipe.unet.state_dict().items())
 
 
-def test_the_loss_parts_are_reported_apart_and_before_lambda(tiny_sd: Path) -> None:
+def test_the_loss_parts_are_reported_apart_and_before_lambda(tiny_sd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state, family = make_loop(recipe_for(tiny_sd, prior_weight=0.25, batch_size=2))
     expected, _ = reference(state, family)
     pending = [next(loop.steps(state, 0))]
-    (step,) = loop.read(pending, pending[0].ended - 1, state)
+    monkeypatch.setattr(time, "perf_counter", lambda: 8.0)
+    (step,) = loop.read(pending, 7.0, state)
     assert step.subject == pytest.approx(expected[0].item(), rel=1e-5)
     assert step.prior == pytest.approx(expected[1].item(), rel=1e-5)
     assert step.loss == pytest.approx((expected[0] + 0.25 * expected[1]).item(), rel=1e-5)
