@@ -7,6 +7,7 @@ asked for. Interrupted, the same command goes on.
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ from dreambooth.toybox import CLASSIFIERS, pages
 from dreambooth.toybox.model import classifiers
 from dreambooth.toybox.model.classifiers import Classifier
 from dreambooth.toybox.model.renders import to_pixels
+from dreambooth.toybox.model.train import RECORD
 from dreambooth.toybox.options import options
 from dreambooth.toybox.stock import class_of
 from dreambooth.toybox.study import DEFAULT, Arm, Study, difference
@@ -84,7 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = study(Study(chosen.home, chosen.model), chosen.subjects, chosen.seeds, chosen.count, Lines(sys.stdout))
         judged = [each for made in found for each in judge(*made, classifier)]
         size = f"{len(chosen.subjects)} subjects x {chosen.seeds} trainings x {chosen.count} pictures of each cell"
-        write(chosen.out, write_up(judged, size), [made for made, _, _ in found])
+        lines = [*write_up(judged, size), "", seen(chosen.classifiers)]
+        write(chosen.out, lines, [made for made, _, _ in found])
     except (UserError, RunError) as error:
         print(error, file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
@@ -170,6 +173,15 @@ def write_up(judged: Sequence[Judged], size: str) -> list[str]:
         some = [each for each in judged if each.application == name]
         lines.append(_row(name, some) if some else f"| {name} | none: the classifiers do not know it | | | | | | |")
     return lines
+
+
+def seen(folder: Path) -> str:
+    """Say how often the classifiers see in renders what the applications ask for: more they can never find."""
+    measured: dict[str, float] = json.loads((folder / RECORD).read_text(encoding="utf-8"))["measured"]
+    asked = [attribute for parts in ASKED.values() for part in parts for attribute in part]
+    shares = {name: measured.get(f"{name}_shown", measured[name]) for name in dict.fromkeys([*asked, "class"])}
+    told = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+    return f"Of renders never trained on, in which it is what was asked for, the classifiers see: {told}."
 
 
 def write(page: Path, lines: Sequence[str], found: Sequence[Applied]) -> None:

@@ -124,15 +124,22 @@ class ClassifierTask:
         return {"loss": torch.stack(list(parts.values())).sum(), **parts}
 
     def evaluate(self) -> dict[str, float]:
-        """Accuracy of each attribute on the held-out renders that answer it."""
+        """Accuracy of each attribute on the held-out renders that answer it.
+
+        Where most have none of it, also `style_shown` and so on: on those that have, each answer counting alike.
+        """
         held_out = self.world.held_out
-        true = targets(held_out, self.module.labels)
-        predicted = [predict(self.module, held_out.pixels(rows)) for rows in held_out.batches(128)]
-        return {
-            name: _accuracy(torch.cat([part[name] for part in predicted]), true_N)
-            for name, true_N in true.items()
-            if (true_N != UNKNOWN).any()
-        }
+        parts = [predict(self.module, held_out.pixels(rows)) for rows in held_out.batches(128)]
+        measured = {}
+        for name, true_N in targets(held_out, self.module.labels).items():
+            predicted_N, answers = torch.cat([part[name] for part in parts]), self.module.labels[name]
+            if (true_N != UNKNOWN).any():
+                measured[name] = _accuracy(predicted_N, true_N)
+            if NONE in answers:
+                shown = [at for at in sorted(set(true_N.tolist()) - {UNKNOWN}) if answers[at] != NONE]
+                recalls = [float((predicted_N == at)[true_N == at].float().mean()) for at in shown]
+                measured |= {f"{name}_shown": sum(recalls) / len(recalls)} if recalls else {}
+        return measured
 
     def save(self, folder: Path) -> None:
         """Writes the weights, and the shape and the labels beside them."""
