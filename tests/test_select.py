@@ -74,6 +74,12 @@ def test_copies_beyond_chance_are_not_chosen(copies: int, step: int) -> None:
     assert choose([look(10, 0.3), look(20, 0.6, copies=copies)], FROZEN, CHANCE).look.step == step
 
 
+def test_the_least_number_of_copies_is_that_of_the_binomial_tail() -> None:
+    assert select.least_copies(8, 1 / 3) == 7  # 17 of 6561 have 7 or more, 129 have 6 or more
+    assert select.least_copies(8, 2 / 3) == 9  # with two photos even 8 of 8 may be chance
+    assert select.least_copies(8, 0.0) == 1
+
+
 def test_where_nothing_follows_prompts_the_one_that_does_it_best() -> None:
     made = [look(10, 0.3, fidelity=0.2), look(20, 0.6, fidelity=0.1)]
     choice = choose(made, FROZEN, CHANCE)

@@ -143,8 +143,23 @@ def _compare(one: Sequence[float], two: Sequence[float]) -> Comparison:
     return statistics.compare(grid.scores(np.array(one)), grid.scores(np.array(two)))
 
 
+def least_copies(count: int, chance: float) -> int:
+    """Return from how many copies on a look counts as copying: by chance fewer than `LEVEL` have as many (binomial).
+
+    Args:
+        count: Pictures of the look.
+        chance: As for `choose`.
+
+    Returns:
+        One more than there are pictures where no number is enough.
+    """
+    tail = 0.0
+    for seen in range(count, -1, -1):
+        tail += math.comb(count, seen) * chance**seen * (1 - chance) ** (count - seen)
+        if tail >= LEVEL:
+            return seen + 1
+    return 0
+
+
 def _copies(look: Look, chance: float) -> bool:
-    """Whether so many copies would be seen by chance in fewer than `LEVEL` of cases (binomial test)."""
-    count, seen = len(look.copies), sum(look.copies)
-    tail = sum(math.comb(count, k) * chance**k * (1 - chance) ** (count - k) for k in range(seen, count + 1))
-    return tail < LEVEL
+    return sum(look.copies) >= least_copies(len(look.copies), chance)

@@ -14,7 +14,9 @@ import numpy as np
 from dreambooth import planning
 from dreambooth.evaluation import statistics
 from dreambooth.files import write_text
+from dreambooth.looks import SCENES
 from dreambooth.progress import Lines, hush_libraries
+from dreambooth.select import least_copies
 from dreambooth.toybox.methods import LESS
 from dreambooth.toybox.options import options
 from dreambooth.toybox.reproduction import WORDS, verdict
@@ -96,6 +98,11 @@ def write_up(found: Mapping[str, Rows], fixed: Sequence[str], default: str, size
         "no more than by chance, the one most like the photos. *Less* and *more* are beyond noise, in tests of the",
         "same prompts and seeds, at a level for all seven looks together. Training ends after three looks without a",
         "new best.",
+        "",
+        f"{SCENES} pictures a look are few, the price of eighty in all: a look is ruled out where each of them follows",
+        f"its prompt less than the frozen model's, or where {least_copies(SCENES, 2 / 6)} of them are nearer to one of",
+        "five photos than any two photos are to each other. One with half its pictures near a photo may ship, and",
+        "`copying` below says that some do.",
         "",
         *HEAD,
         *(_row(name, values[name], found.get(name)) for name in [*fixed, HELD_OUT, SELECT.name]),
