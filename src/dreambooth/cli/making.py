@@ -17,7 +17,10 @@ from dreambooth.recipe import Recipe, Settings, read_yaml
 @app.command
 def train(
     photos: Annotated[
-        list[str] | None, Parameter(help="Folder of 3-5 photos; for several subjects FOLDER:NOUN or NAME=FOLDER:NOUN.")
+        list[str] | None,
+        Parameter(
+            help="Folder of 3-5 photos; of several subjects FOLDER:NOUN or IDENTIFIER=FOLDER:NOUN: [V], [V2] ..."
+        ),
     ] = None,
     /,
     *,
