@@ -131,17 +131,40 @@ def draw(
     with _using(pipe, stochastic or scheduler(pipe, sampling.sampler)), _decoding_one_by_one(pipe):
         for start in range(0, len(texts), size):
             chunk = slice(start, start + size)
-            negatives = [sampling.negative] * len(texts[chunk])
-            with _seeded(pipe, generators[start]), _beside_frozen(pipe, family, negatives, sampling):
-                result = pipe(
-                    prompt=list(texts[chunk]),
-                    generator=list(generators[chunk]),
-                    num_inference_steps=sampling.steps,
-                    height=sampling.size,
-                    width=sampling.size,
-                    **family.guide(pipe, sampling.guidance, negatives),
-                )
-            yield from result.images
+            yield from _images(pipe, family, texts[chunk], generators[chunk], sampling)
+
+
+def _images(
+    pipe: DiffusionPipeline,
+    family: families.Family,
+    texts: Sequence[str],
+    generators: Sequence[torch.Generator],
+    sampling: Sampling,
+) -> list[Image.Image]:
+    """Draw a batch; where the device has too little memory for all of it, one half after the other."""
+    states = [generator.get_state() for generator in generators]
+    negatives = [sampling.negative] * len(texts)
+    try:
+        with _seeded(pipe, generators[0]), _beside_frozen(pipe, family, negatives, sampling):
+            drawn: list[Image.Image] = pipe(
+                prompt=list(texts),
+                generator=list(generators),
+                num_inference_steps=sampling.steps,
+                height=sampling.size,
+                width=sampling.size,
+                **family.guide(pipe, sampling.guidance, negatives),
+            ).images
+            return drawn
+    except torch.OutOfMemoryError:
+        if len(texts) == 1:
+            raise
+    # only here has the error let go of what the batch held
+    torch.cuda.empty_cache()
+    for generator, state in zip(generators, states, strict=True):
+        generator.set_state(state)
+    half = len(texts) // 2
+    parts = (slice(half), slice(half, None))
+    return [image for part in parts for image in _images(pipe, family, texts[part], generators[part], sampling)]
 
 
 def _beside_frozen(
