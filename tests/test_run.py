@@ -238,8 +238,8 @@ def test_the_step_whose_loss_is_not_finite_is_named(every: int, lab: Lab, tmp_pa
 def figures(loss: float, norm: float, scaler: object) -> list[float]:
     accelerator = SimpleNamespace(scaler=scaler, reduce=lambda tensor, reduction: tensor)
     state = SimpleNamespace(accelerator=accelerator, plan=SimpleNamespace(prior=[], prior_weight=1.0))
-    good = loop.Pending(6, torch.tensor([1.0, 0.0]), torch.tensor(1.0), 1e-4, 1.0, 2)
-    bad = loop.Pending(7, torch.tensor([loss, 0.0]), torch.tensor(norm), 1e-4, 2.0, 2)
+    good = loop.Pending(6, torch.tensor([1.0, 0.0]), torch.tensor(1.0), 1e-4, 2)
+    bad = loop.Pending(7, torch.tensor([loss, 0.0]), torch.tensor(norm), 1e-4, 2)
     return [step.loss for step in loop.read([good, bad], 0.0, cast("loop.Loop", state))]
 
 

@@ -223,7 +223,8 @@ def test_what_was_measured_and_foreseen_of_fewer_steps_does_not_stay(
     run(tiny_sd, photos, tmp_path / "run", steps=1)  # finished: nothing is touched
     assert (first.path / "scores.json").is_file()
     more = run(tiny_sd, photos, tmp_path / "run", steps=8)
-    assert more.info["warnings"] == ["something happened"]
+    assert more.info["warnings"] == [*more.info["foreseen"], "something happened"]
+    assert not any("do not show all" in text for text in more.info["warnings"])
     assert [path.name for path in first.path.rglob("*.json") if path.read_text() == "{}"] == []
 
 

@@ -165,10 +165,10 @@ def _identifier(recipe: Recipe, subject: Subject, pipe: DiffusionPipeline, other
             return identifiers.invent(subject.class_noun, knowing, others)
         good = identifiers.defaults(subject.class_noun, knowing, others)
         return identifier_search.least(pipe, subject.class_noun, good)
-    if subject.identifier in others:
-        raise UserError(f"the identifier '{subject.identifier}' names two subjects: give each its own, or none")
     if is_new:
         identifiers.require_new(subject.identifier, subject.class_noun, knowing, others)
+    elif subject.identifier in others:
+        raise UserError(f"the identifier '{subject.identifier}' names two subjects: give each its own, or none")
     elif "identifier" not in recipe.allow:
         identifiers.require(subject.identifier, subject.class_noun, knowing, others)
     return subject.identifier
