@@ -71,6 +71,7 @@ def test_it_leaves_scores_pictures_and_a_report(run: Path, prompts: str) -> None
         "weak prior",
         "overfitting",
         "drift",
+        "siblings",
         "class",
         "entanglement",
     }

@@ -179,6 +179,24 @@ def test_language_drift(class_likeness: float, level: str) -> None:
     assert found("drift", identity(class_likeness=class_likeness), clip()).level == level
 
 
+@pytest.mark.parametrize(("turned", "level"), [(0, "good"), (4, "watch"), (12, "bad")])
+def test_other_classes_that_turn_into_the_subject(turned: int, level: str) -> None:
+    one = identity()
+    taken = one.frozen_classes_CKD.copy()
+    taken[1, :turned] = one.own_KD[:turned]
+    finding = found("siblings", replace(one, classes_CKD=taken), clip())
+    assert finding.level == level
+    expected = turned / 12 / (len(taken) - 1)
+    assert finding.figures["share_of_the_way"].value == pytest.approx(expected, abs=0.02)
+    assert found("drift", replace(one, classes_CKD=taken), clip()).level == "good"
+
+
+def test_without_other_classes_nothing_is_said_of_them() -> None:
+    one = identity()
+    lone = replace(one, classes_CKD=one.classes_CKD[:1], frozen_classes_CKD=one.frozen_classes_CKD[:1])
+    assert limitations.siblings(lone, GRID) == []
+
+
 @pytest.mark.parametrize(("left", "level"), [(1.0, "good"), (0.6, "watch"), (0.1, "bad")])
 def test_a_class_that_falls_apart_without_becoming_the_subject(left: float, level: str) -> None:
     two = clip()

@@ -63,6 +63,7 @@ def find(identity: Embedded, clip: Embedded, texts: Texts, grid: Grid, prompts: 
         weak_prior(clip, texts, grid),
         overfitting(identity, grid),
         drift(identity, grid),
+        *siblings(identity, grid),
         broken_class(clip, texts, grid),
     ]
 
@@ -144,6 +145,30 @@ def drift(identity: Embedded, grid: Grid) -> Finding:
     if level == "good":
         return Finding("drift", "The class stayed itself", level, text, figures)
     return Finding("drift", "Language drift", level, f"{text} Fewer steps or a larger --prior-weight hold it.", figures)
+
+
+def siblings(identity: Embedded, grid: Grid) -> list[Finding]:
+    """Other classes become the subject, which no prior on the subject's own class holds; none where none was drawn."""
+    photos_RD, count = identity.photos_RD, len(identity.classes_CKD) - 1
+    if not count:
+        return []
+    own = float((identity.own_KD @ photos_RD.T).mean())
+    tuned_CK, frozen_CK = (
+        (rows[1:] @ photos_RD.T).mean(2) for rows in (identity.classes_CKD, identity.frozen_classes_CKD)
+    )
+    way_C1 = own - frozen_CK.mean(1, keepdims=True)
+    if (way_C1 <= 0).any():
+        text = "The subject itself is no nearer to the photos than other classes are: nothing was learned yet."
+        return [Finding("siblings", "Other classes", "unknown", text, {})]
+    share = estimate(alone(grid.subject, ((tuned_CK - frozen_CK) / way_C1).ravel()))
+    moved = share.value or 0.0
+    level = _level(-moved, -DRIFT_WATCH, -DRIFT_BAD)
+    text = f"Pictures of {count} other classes moved {max(0.0, moved):.0%} of the way towards the subject."
+    title = "Other classes stayed themselves"
+    if level != "good":
+        title = "Other classes turn into the subject"
+        text += " Draw those without the adapter, or with less of it (--adapter RUN=0.6)."
+    return [Finding("siblings", title, level, text, {"share_of_the_way": share})]
 
 
 def broken_class(clip: Embedded, texts: Texts, grid: Grid) -> Finding:
