@@ -17,14 +17,14 @@ import numpy as np
 from diffusers import DiffusionPipeline
 from PIL import Image, ImageOps
 
-from dreambooth import generation, photos, prompts
+from dreambooth import photos, prompts
 from dreambooth.application_lists import Application, Cell, Kind, choose_all
 from dreambooth.errors import UserError
 from dreambooth.evaluation import embeddings, limitations, metrics
 from dreambooth.evaluation.dreambench import Prompt
 from dreambooth.evaluation.encoders import Encoder
 from dreambooth.evaluation.limitations import KEPT_BAD, Finding
-from dreambooth.evaluation.material import Material, Plan, frozen_pipeline, gather_all
+from dreambooth.evaluation.material import Material, Plan, frozen_pipeline, gather_all, tuned_pipeline
 from dreambooth.evaluation.metrics import Values
 from dreambooth.evaluation.pictures import PictureSet, cached, draw_missing
 from dreambooth.evaluation.runs import Judges, load_judges
@@ -179,8 +179,7 @@ def apply(
 
 
 def _task(material: Material, name: str, application: Application, cells: tuple[Cell, ...]) -> _Task:
-    called = material.tuned_class.texts[0].removeprefix("a ")
-    named = tuple(cell.named(called) for cell in cells)
+    named = tuple(cell.named(material.called) for cell in cells)
     plain = [cell.plain(material.noun) for cell in cells]
     own, base = material.tuned, material.frozen
     place = material.folder.relative_to(material.run.path / "evaluation") / name
@@ -192,17 +191,16 @@ def _task(material: Material, name: str, application: Application, cells: tuple[
 
 def _draw(run: Run, tasks: Sequence[_Task], reporter: Reporter) -> None:
     """Draw what is not there yet: the run's pictures of everything, then the frozen model's."""
-    for load, part, stage in ((_tuned, "tuned", "{} pictures"), (frozen_pipeline, "frozen", "{} by the frozen model")):
+    for load, part, stage in (
+        (tuned_pipeline, "tuned", "{} pictures"),
+        (frozen_pipeline, "frozen", "{} by the frozen model"),
+    ):
         once = functools.cache(functools.partial(load, run))
         for task in tasks:
             pictures: PictureSet = getattr(task, part)
             fitting = functools.partial(_require_fits, once, pictures.texts)
             draw_missing(pictures, fitting, reporter, stage.format(task.name))
         del once, fitting  # the one model, before the other is loaded
-
-
-def _tuned(run: Run) -> DiffusionPipeline:
-    return generation.load(generation.find(run.path))
 
 
 def _require_fits(load: Callable[[], DiffusionPipeline], texts: Sequence[str]) -> DiffusionPipeline:
@@ -234,7 +232,7 @@ def _score(task: _Task, judges: Judges, reporter: Reporter) -> Applied:
         "sampling": task.tuned.sampling.document,
         "weak": sum(bool(cell.weak) for cell in cells),
         "cells": [_entry(task, index, cell, rows) for index, cell in enumerate(cells)],
-        "findings": [_finding(each) for each in _findings(task, identity, clip, texts, scene, shown)],
+        "findings": [each.as_json() for each in _findings(task, identity, clip, texts, scene, shown)],
     }
     write_json(folder / "application.json", document)
     heading = f"{task.application.title}. The photos of '{material.identifier} {material.noun}':"
@@ -323,11 +321,6 @@ def _entry(task: _Task, index: int, scored: Scored, rows: dict[str, Values]) -> 
         "images": images,
         "frozen": [str(file) for file in task.frozen.files[index]],
     }
-
-
-def _finding(found: Finding) -> dict[str, Any]:
-    figures = {name: figure.as_json() for name, figure in found.figures.items()}
-    return {name: getattr(found, name) for name in ("name", "title", "level", "text")} | {"figures": figures}
 
 
 def sheet(

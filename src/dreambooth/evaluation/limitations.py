@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -54,6 +54,11 @@ class Finding:
     text: str
     figures: dict[str, Estimate]
     pictures: list[int] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as plain values, its pictures left out: who has drawn them names their files."""
+        told = {name: getattr(self, name) for name in ("name", "title", "level", "text")}
+        return {**told, "figures": {name: figure.as_json() for name, figure in self.figures.items()}}
 
 
 def find(identity: Embedded, clip: Embedded, texts: Texts, grid: Grid, prompts: Sequence[Prompt]) -> list[Finding]:

@@ -176,7 +176,7 @@ def draw_sets(target: Target, tuned: PictureSet, frozen: PictureSet, reporter: R
 def draw_all(materials: Sequence[Material], reporter: Reporter) -> None:
     """Draw every picture of a run's subjects that is not there yet: first the run's, then the frozen model's."""
     for load, sets in (
-        (_tuned, {"pictures": "tuned", "class pictures": "tuned_class"}),
+        (tuned_pipeline, {"pictures": "tuned", "class pictures": "tuned_class"}),
         (frozen_pipeline, {"frozen pictures": "frozen", "frozen class pictures": "frozen_class"}),
     ):
         once = functools.cache(functools.partial(load, materials[0].run))
@@ -186,7 +186,8 @@ def draw_all(materials: Sequence[Material], reporter: Reporter) -> None:
                 draw_missing(getattr(material, name), once, reporter, f"{stage}{of}")
 
 
-def _tuned(run: Run) -> DiffusionPipeline:
+def tuned_pipeline(run: Run) -> DiffusionPipeline:
+    """Load what a run ships, on its device."""
     return generation.load(generation.find(run.path))
 
 

@@ -357,9 +357,7 @@ def _copies(material: Material, near: metrics.Copying, count: int = 6) -> list[d
 
 def _finding(found: Finding, material: Material | None = None) -> dict[str, Any]:
     images = [_shown(material.tuned.shots[at].file, material) for at in found.pictures] if material else []
-    figures = {name: figure.as_json() for name, figure in found.figures.items()}
-    told = {name: getattr(found, name) for name in ("name", "title", "level", "text")}
-    return {**told, "figures": figures, "images": images}
+    return {**found.as_json(), "images": images}
 
 
 def _shown(file: Path, material: Material) -> str:
