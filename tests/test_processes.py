@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
 from datetime import timedelta
+from functools import partial
+from itertools import count
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from dreambooth import checkpoint, environment, prior
 from dreambooth.progress import Silent
@@ -122,14 +127,38 @@ def test_however_the_images_are_spread(
     settings: tuple[str, ...], spread: tuple[str, ...], folder: Path, tiny_sd: Path, tmp_path: Path
 ) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    alone = start(
-        commands.arguments(folder / "photos", tiny_sd, one, *settings), tmp_path / "one.log", folder / "small-cache"
-    )
+    kept = [tmp_path / f"{name}.safetensors" for name in ("one", "rank 0", "rank 1")]
+    keeping = [partial(keep_gradients, path) for path in kept]
+    line = commands.arguments(folder / "photos", tiny_sd, one, *settings)
+    alone = start(line, tmp_path / "one.log", folder / "small-cache", keeping[0])
     assert alone.wait() == 0, alone.output
     line = commands.arguments(folder / "photos", tiny_sd, two, *settings, *spread)
-    ranks = start_ranks(2, line, tmp_path / "logs", folder / "small-cache")
+    ranks = start_ranks(2, line, tmp_path / "logs", folder / "small-cache", keeping[1:])
     assert [rank.wait() for rank in ranks] == [0, 0], [rank.output for rank in ranks]
     assert_close_runs(one, two)
+    expected, *of_ranks = map(load_file, kept)
+    norms = {name: gradient.norm() for name, gradient in expected.items()}
+    whole = math.hypot(*norms.values())
+    assert whole > 0
+    for found in of_ranks:
+        assert found.keys() == expected.keys()
+        errors = {name: (found[name] - gradient).norm() for name, gradient in expected.items()}
+        assert math.hypot(*errors.values()) <= 1e-5 * whole
+        # in a small one next to nothing is left of large terms
+        assert [name for name, norm in norms.items() if norm > 1e-2 * whole and errors[name] > 1e-4 * norm] == []
+
+
+def keep_gradients(path: Path) -> None:
+    """Have a command write the gradients of its second step, not yet clipped; in the first a LoRA's A has none."""
+    clip, calls = Accelerator.clip_grad_norm_, count(1)
+
+    def clip_and_keep(self: Accelerator, weights: list[torch.nn.Parameter], *rest: float) -> torch.Tensor | None:
+        if next(calls) == 2:
+            gradients = {str(number): weight.grad for number, weight in enumerate(weights)}
+            save_file({name: gradient for name, gradient in gradients.items() if gradient is not None}, path)
+        return clip(self, weights, *rest)
+
+    Accelerator.clip_grad_norm_ = clip_and_keep
 
 
 def test_two_processes_that_hold_different_numbers_of_sizes_are_as_one(
