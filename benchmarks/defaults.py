@@ -55,7 +55,7 @@ def ours(subject: str, home: Path, steps: int | None) -> list[str]:
     photos, run = SUBJECTS / subject / "photos", home / "run"
     given = ["train", photos, "--class", class_of(subject), "--model", "toybox", "--samples", 0, "--out", run]
     given += [] if steps is None else ["--steps", steps]
-    return [sys.executable, "-m", "dreambooth", *map(str, given)]
+    return [sys.executable, str(jobs.MARKED), "-m", "dreambooth", *map(str, given)]
 
 
 def adopt(theirs: Path, method: str, subject: str, out: Path) -> Run:

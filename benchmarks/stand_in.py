@@ -1,4 +1,4 @@
-"""Runs a script that imports torchvision's transforms where it is not installed: `python stand_in.py SCRIPT ...`.
+"""Runs a trainer as its own command would, also one that imports torchvision's transforms where it is not installed.
 
 The few transforms that diffusers' DreamBooth scripts use, made of Pillow and torch.
 """
@@ -128,12 +128,9 @@ def put_in_place() -> None:
         sys.modules |= {"torchvision": package, transforms.__name__: transforms, functional.__name__: functional}
 
 
-def main() -> None:
-    """Run the script."""
+def run(command: Sequence[str]) -> None:
+    """Run a trainer in this process: a script, or -m and a module, and what either is given."""
     put_in_place()
-    sys.argv = sys.argv[1:]
-    runpy.run_path(sys.argv[0], run_name="__main__")
-
-
-if __name__ == "__main__":
-    main()
+    is_module = command[0] == "-m"
+    sys.argv = [*command[is_module:]]
+    (runpy.run_module if is_module else runpy.run_path)(sys.argv[0], run_name="__main__")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import sys
 import time
 from pathlib import Path
@@ -20,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 from accelerate import Accelerator
-from stand_in import put_in_place
+from stand_in import run
 
 
 class Watch:
@@ -75,12 +74,9 @@ def _peak_gb() -> float:
 def main() -> None:
     """Watch a trainer."""
     warmup, steps, *command = sys.argv[1:]
-    put_in_place()
     watch = Watch(int(warmup), int(steps))
     Accelerator.backward = lambda self, loss, **more: watch(self, loss, **more)
-    is_module = command[0] == "-m"
-    sys.argv = command[is_module:]
-    (runpy.run_module if is_module else runpy.run_path)(sys.argv[0], run_name="__main__")
+    run(command)
 
 
 if __name__ == "__main__":

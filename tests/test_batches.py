@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -70,6 +71,20 @@ def test_a_share_of_the_class_images_has_no_prompt_and_all_else_stays_as_it_was(
     assert sum(dropped) / len(dropped) == pytest.approx(0.25, abs=0.04)
     assert all(slot.item.prompt for slot in slots if not slot.is_prior)
     assert plan.slots(7) == [slot for slot in slots if slot.step == 7]
+
+
+def test_a_share_of_the_prior_takes_photos_for_other_things_and_all_else_stays_as_it_was() -> None:
+    whole = Plan(0, items(5, "photo"), items(9, "class"), 2, 1.0, 0.25)
+    plan = replace(whole, prior_others=0.5, others=("a cup", "a pig", "a hat"))
+    places = [(new, old) for step in range(500) for new, old in zip(plan.slots(step), whole.slots(step), strict=True)]
+    taken = [new for new, _ in places if new.item.prompt in plan.others]
+    assert all(new == old for new, old in places if new.item.prompt not in plan.others)
+    assert all(slot.is_prior and slot.item.rows in [photo.rows for photo in plan.photos] for slot in taken)
+    assert len(taken) / 1000 == pytest.approx(0.5, abs=0.04)
+    assert sum(not new.item.prompt for new, _ in places) / 1000 == pytest.approx(0.25, abs=0.04)
+    pairs = Counter((slot.item.prompt, slot.item.rows) for slot in taken)
+    assert len(pairs) == 3 * 5
+    assert max(pairs.values()) < 3 * min(pairs.values())
 
 
 @pytest.mark.parametrize(("accumulation", "world"), [(1, 1), (2, 1), (3, 2), (4, 1), (1, 2), (2, 3)])

@@ -41,9 +41,9 @@ SETTINGS = (
     "--low-resolution-noise --max-grad-norm --memory --method --min-rank --min-snr --model --more-resolutions "
     "--no-cache --no-compile --no-cuda-graphs --no-ema-profiles --no-flip --no-gradient-checkpointing "
     "--no-offload-blocks --no-select --no-step-in-backward --no-train-text-encoder --offload-blocks --optimizer "
-    "--precision --prior-count --prior-dropout --prior-guidance --prior-images --prior-loss --prior-precision "
-    "--prior-scenes --prior-steps --prior-weight --rank --resolution --revision --sampler --samples --save-every "
-    "--scales --scenes --schedule --seed --select --start --step-in-backward --steps --targets "
+    "--precision --prior-count --prior-dropout --prior-guidance --prior-images --prior-loss --prior-others "
+    "--prior-precision --prior-scenes --prior-steps --prior-weight --rank --resolution --revision --sampler --samples "
+    "--save-every --scales --scenes --schedule --seed --select --start --step-in-backward --steps --targets "
     "--text-encoder-learning-rate --train-text-encoder --warmup --weight-decay"
 )
 """The flags of a recipe."""

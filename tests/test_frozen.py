@@ -240,6 +240,7 @@ def test_the_default_caption_becomes_the_class_prompt(noun: str) -> None:
     [
         {"prior_loss": "distilled", "prior_dropout": 0.6},
         {"prior_loss": "distilled", "prior_dropout": 0.6, "train_text_encoder": True},
+        {"prior_loss": "distilled", "prior_others": 0.8, "aspect": "keep"},
         {"prior_loss": "parent", "crops": 1, "accumulation": 2},
         {"prior_loss": "parent", "method": "full", "cache": False},
         {"dco_beta": 1.0, "train_text_encoder": True},

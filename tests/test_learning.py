@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dreambooth import Recipe, Run, train
+from dreambooth import Recipe, Run, generation, train
 from dreambooth.demo import colour_overlap
 from dreambooth.evaluation import embeddings, encoders
 from dreambooth.toybox import SUBJECTS
@@ -91,6 +91,29 @@ def test_the_class_stays_whole_where_what_guidance_starts_from_is_held_too(runs:
     )
     assert after > 0.95 * before
     assert named < 0.95 * after
+
+
+def test_fewer_other_classes_turn_into_the_subject_where_the_prior_takes_the_photos_for_other_things(
+    tmp_path: Path,
+) -> None:
+    """Cats and ducks are none of the things that it takes them for."""
+    judge = encoders.load("toybox-identity")
+    photos_RD = embeddings.embed_files(judge, sorted((SUBJECT / "photos").glob("*.png")))
+
+    def like_the_subject(target: str | Path, name: str) -> float:
+        drawn = generation.generate(target, ["a cat", "a duck"], count=6, out=tmp_path / name, inference_steps=12)
+        files = [path for path in sorted(drawn.glob("*.png")) if path.name != "grid.png"]
+        assert len(files) == 12
+        return float((embeddings.embed_files(judge, files) @ photos_RD.T).mean())
+
+    def trained(name: str, share: float) -> Path:
+        recipe = Recipe.of({**SETTINGS, "steps": 400, "samples": 0, "prior_others": share})
+        return train(recipe, tmp_path / f"run {name}").path
+
+    frozen = like_the_subject("toybox", "frozen")
+    free, held = (like_the_subject(trained(name, share), name) for name, share in (("free", 0.0), ("held", 0.2)))
+    assert free - frozen > 0.3
+    assert held - frozen < 0.75 * (free - frozen)
 
 
 def drawn_as_asked(run: Run, pattern: str) -> float:

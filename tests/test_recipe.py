@@ -37,6 +37,7 @@ COUNTED = {
     "prior_weight": 0.5,
     "prior_loss": "distilled",
     "prior_dropout": 0.2,
+    "prior_others": 0.3,
     "dco_beta": 1000.0,
     "l2_to_base": 1.0,
     "low_resolution_noise": 0,

@@ -8,12 +8,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from dreambooth.cache import Memo, Row
 from dreambooth.geometry import Size
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,8 @@ class Plan:
         batch_size: Photos a step; as many class images join them.
         prior_weight: Lambda.
         prior_dropout: Share of the prior's places without a prompt.
+        prior_others: Share of the prior's places that show a photo under one of `others`.
+        others: Prompts of other classes.
     """
 
     seed: int
@@ -87,6 +92,8 @@ class Plan:
     batch_size: int
     prior_weight: float
     prior_dropout: float = 0.0
+    prior_others: float = 0.0
+    others: Sequence[str] = ()
 
     def slots(self, step: int) -> list[Slot]:
         """Return the slots of a step: photos, then class images, each pool in its own shuffled rounds."""
@@ -99,10 +106,15 @@ class Plan:
 
     def _prior_item(self, position: int) -> Item:
         item = self._pick(self.prior, "prior", position)
-        drops = float(torch.rand(1, generator=generator(self.seed, "dropout", position))) < self.prior_dropout
-        return replace(item, prompt="") if drops else item
+        drawn = float(torch.rand(1, generator=generator(self.seed, "dropout", position)))
+        if drawn < self.prior_dropout:
+            return replace(item, prompt="")
+        if drawn < self.prior_dropout + self.prior_others:
+            photo = self._pick(self.photos, "photos as others", position)
+            return replace(photo, prompt=self._pick(self.others, "others", position))
+        return item
 
-    def _pick(self, pool: Sequence[Item], name: str, position: int) -> Item:
+    def _pick(self, pool: Sequence[T], name: str, position: int) -> T:
         round_, place = divmod(position, len(pool))
         order = torch.randperm(len(pool), generator=generator(self.seed, name, round_))
         return pool[int(order[place])]

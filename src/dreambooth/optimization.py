@@ -24,6 +24,7 @@ from dreambooth import (
     loop,
     memory,
     methods,
+    nouns,
     optimizers,
     placing,
     prompts,
@@ -91,7 +92,7 @@ def prepare(job: Job, class_images: Sequence[Sequence[Photo]]) -> tuple[loop.Loo
     prepared, prepared_optimizer = job.accelerator.prepare(trainee, optimizer, device_placement=placed)
     _bring(job, texts is None)
     assert recipe.prior_weight is not None, "presets.fill leaves no weight open"
-    kept = (recipe.prior_weight, recipe.prior_dropout or 0.0)
+    kept = (recipe.prior_weight, recipe.prior_dropout or 0.0, recipe.prior_others, _others(recipe))
     plan = Plan(recipe.seed, subject_items, prior_items, recipe.batch_size, *kept)
     process = job.family.process(job.pipe).on(job.accelerator.device)
     bare, as_class = job.accelerator.unwrap_model(prepared), partial(class_caption, recipe)
@@ -170,12 +171,18 @@ def _caches(
                 latents[row] = encoded
                 job.reporter.advance()
         if texts is not None:
-            captions = {item.prompt for item in items} | ({""} if recipe.prior_dropout else set())
+            captions = {*(item.prompt for item in items), *([""] if recipe.prior_dropout else []), *_others(recipe)}
             if frozen.is_needed(recipe):
                 captions |= {class_caption(recipe, each) for each in captions}
             with _on_device(job, encoders):
                 texts.fill(sorted(captions), lambda: None)
     return latents, texts
+
+
+def _others(recipe: Recipe) -> list[str]:
+    """Return what the prior says of photos that it takes for other things."""
+    classes = [subject.class_noun for subject in recipe.subjects]
+    return [prompts.class_prompt(noun) for noun in nouns.others(classes)] if recipe.prior_others else []
 
 
 def _shelf(job: Job) -> int:

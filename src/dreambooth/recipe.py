@@ -40,6 +40,7 @@ LATER: dict[str, Any] = {
     "prior_precision": None,
     "prior_dropout": 0.0,
     "prior_scenes": None,
+    "prior_others": 0.0,
     "scales": 0,
 }
 """Settings that came after the first runs were made, and what they were until then."""
@@ -125,6 +126,12 @@ class Settings(BaseModel):
         lt=1,
         description="Share of the prior under an empty prompt. Default: 0.1 with a frozen model's where guidance leads "
         "away from one, else 0.",
+    )
+    prior_others: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of a frozen model's prior that takes the photos for other things: these stay.",
     )
     prior_count: int | None = Field(None, ge=1, description="Class images.")
     prior_images: Path | None = Field(None, description="Folder of real class images to use instead of generated ones.")

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from dreambooth.evaluation import embeddings, encoders
-from dreambooth.evaluation.class_noun import COUNT, NEAREST, NOUNS, PROPOSED, count_told, diagnose, mistaken, rank
+from dreambooth.evaluation.class_noun import COUNT, NEAREST, PROPOSED, count_told, diagnose, mistaken, rank
+from dreambooth.evaluation.material import SIBLINGS
 from dreambooth.models import resolve
+from dreambooth.nouns import NOUNS, others
 from dreambooth.progress import Silent
 from dreambooth.prompts import class_prompt
 from dreambooth.run import Run
@@ -36,6 +38,13 @@ def test_the_nouns_are_distinct_and_those_of_the_toybox_are_its_classes() -> Non
     card = resolve("toybox").card
     assert card is not None
     assert card.nouns == CLASSES
+
+
+def test_the_prior_holds_no_noun_of_the_subjects_and_none_that_evaluation_looks_at() -> None:
+    held = others([])
+    assert {"pig", "cup"} <= set(held) <= set(NOUNS)
+    assert not {noun for kind in SIBLINGS.values() for noun in kind} & set(held)
+    assert set(held) - set(others(["pig", "dog"])) == {"pig"}
 
 
 def test_the_photos_class_is_proposed_and_a_class_that_the_model_knows_passes() -> None:

@@ -48,7 +48,9 @@ def rows(level: float, pres: float = 0.3) -> Rows:
     return merge(found)
 
 
-@pytest.mark.parametrize("arm", [*ARMS, *methods.drawn()[1:], BECAME], ids=lambda arm: arm.name)
+@pytest.mark.parametrize(
+    "arm", [*ARMS, *methods.drawn()[1:], *methods.IMAGE_STEPS[1:], *methods.HELD], ids=lambda arm: arm.name
+)
 def test_every_arm_is_a_run_that_would_start(arm: Arm, tmp_path: Path) -> None:
     shutil.copytree(SUBJECT_FILES / "striped_cat" / "photos", tmp_path / "others" / "dog, 20")  # need not be rendered
     plans = planning.make_plans(Study(tmp_path, settings=PAPER).recipe(arm, "spotted_dog", 0))
@@ -68,8 +70,22 @@ def test_what_is_drawn_by_consistency_guidance_is_trained_as_without_it(tmp_path
     assert [line.split("|")[1].strip() for line in page if line.startswith("| ")][2:] == [arm.name for arm in arms]
 
 
+def test_other_classes_are_looked_at_in_cells_of_their_own_and_told_beside_the_usual_figures(tmp_path: Path) -> None:
+    study = Study(tmp_path, settings=PAPER)
+    alike = replace(study, siblings=methods.SIBLINGS)
+    assert study.trained(BECAME, "spotted_dog", 0) == alike.trained(BECAME, "spotted_dog", 0)
+    assert study.key(BECAME, "spotted_dog", 0) != alike.key(BECAME, "spotted_dog", 0)
+    plain = rows(0.5)
+    ways = plain | {"class_way": plain["dino"], "others_way": plain["dino"]}
+    page = methods.held_part({arm.name: ways for arm in methods.HELD}).splitlines()
+    assert page[0] == "## Other classes, 6 subjects, one seed"
+    assert [line.split("|")[1].strip() for line in page if line.startswith("| ")][2:] == [a.name for a in methods.HELD]
+    assert page[-2].split("|")[2:5] == [" 0.500 ", " 0.500 ", " 0.500 "]
+
+
 def test_arms_have_names_of_their_own() -> None:
-    assert len({arm.name for arm in [*ARMS, BECAME]}) == len(ARMS) + 1
+    every = {*(arm.name for arm in ARMS), *(arm.name for arm in (*methods.IMAGE_STEPS, *methods.HELD))}
+    assert len(every) == len(ARMS) + len(methods.IMAGE_STEPS) - 1 + len(methods.HELD) - 3
     assert ARMS[0].settings == {}
 
 

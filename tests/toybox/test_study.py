@@ -59,6 +59,10 @@ def test_a_cell_that_lacks_a_row_which_is_asked_for_is_measured_again(tmp_path: 
     again = replace(made, asked=("class_kept",)).run([arm], ["spotted_dog"], [0], Silent())["short"]
     assert np.array_equal(again["class_kept"].value_N, first["class_kept"].value_N)
     assert len(made.archive.read_text().splitlines()) == 2
+    beside = replace(made, siblings=1).run([arm], ["spotted_dog"], [0], Silent())["short"]
+    assert len(beside["others_way"].value_N) == len(beside["class_way"].value_N) == 1
+    assert "others_way" not in first
+    assert np.array_equal(beside["dino"].value_N, first["dino"].value_N)
 
 
 def test_a_cell_of_other_defaults_is_another_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,8 @@ from dreambooth.evaluation import embeddings, encoders
 from dreambooth.evaluation.encoders import Encoder
 from dreambooth.evaluation.metrics import Rows
 from dreambooth.evaluation.pictures import PictureSet, cached, draw_missing
-from dreambooth.models import CLIP_ENCODER, PACKAGE, Source, native_resolution, resolve
+from dreambooth.models import CLIP_ENCODER, Source, native_resolution, resolve
+from dreambooth.nouns import NOUNS
 from dreambooth.paths import cache_root
 from dreambooth.photo_checks import Problem
 from dreambooth.placing import place
@@ -26,8 +27,6 @@ from dreambooth.precision import storage_dtype
 from dreambooth.progress import Reporter
 from dreambooth.recipe import Recipe
 
-NOUNS = tuple((PACKAGE / "data" / "nouns.txt").read_text(encoding="utf-8").splitlines())
-"""Coarse nouns of what people photograph to teach a model."""
 PROPOSED = 3
 COUNT = 12
 """Pictures of the class that are drawn."""

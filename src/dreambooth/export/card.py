@@ -166,7 +166,8 @@ def _scales(recipe: Recipe) -> str:
 def _prior(recipe: Recipe) -> str:
     """Say what kept the class."""
     dropped = f", {recipe.prior_dropout:.0%} of it without a prompt" if recipe.prior_dropout else ""
-    return f"{recipe.prior_loss}, weight {recipe.prior_weight:g}{dropped}"
+    others = f", {recipe.prior_others:.0%} of it the photos as other things" if recipe.prior_others else ""
+    return f"{recipe.prior_loss}, weight {recipe.prior_weight:g}{dropped}{others}"
 
 
 def _scores(run: Run) -> str:

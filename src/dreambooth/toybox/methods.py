@@ -73,6 +73,21 @@ DRAWN = (
 """Names of arms that are drawn from by consistency guidance too, and its shares."""
 BECAME = Arm(DEFAULT, {**UNNAMED, "steps": 400})
 """The distilled prior, a tenth unnamed, in 400 steps."""
+IMAGE_STEPS = (Arm(OURS), *(Arm(f"{count} steps a class image", {"prior_steps": count}) for count in (5, 10, 50)))
+"""How finely class images are drawn; the paper's arm has the preset's 25 steps."""
+HELD = (
+    *(arm for arm in ARMS if arm.name in (OURS, "no prior", "parent prior, a tenth unnamed")),
+    BECAME,
+    *(
+        replace(
+            BECAME, name=f"{share:.0%} the photos as other things", settings={**BECAME.settings, "prior_others": share}
+        )
+        for share in (0.1, 0.2, 0.4)
+    ),
+)
+"""What is done for other classes than the subject's, which no prior on its own class holds."""
+SIBLINGS = 2
+"""Other classes that are looked at."""
 PRIORS = (
     "real class images",
     *("distilled prior", "distilled prior, a tenth unnamed"),
@@ -108,6 +123,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         drawn_part(_balanced(judged.run(drawn(), screening, [0], reporter))),
     ]
     if not chosen.screen:
+        one_each = (chosen.subjects, [0], reporter)
+        parts.append(image_part(_balanced(judged.run(IMAGE_STEPS, *one_each))))
+        parts.append(held_part(_balanced(replace(judged, siblings=SIBLINGS).run(HELD, *one_each))))
         arms = last(best(screened))
         final = _balanced(judged.run([BECAME, *arms], chosen.subjects, range(chosen.seeds), reporter))
         parts.append(final_part(final, f"{len(chosen.subjects)} subjects x {chosen.seeds} seeds"))
@@ -224,18 +242,46 @@ def screen_part(screened: Mapping[str, Rows], paces: Mapping[str, float], megaby
 
 def drawn_part(found: Mapping[str, Rows]) -> str:
     """Return the table of what consistency guidance does."""
-    metrics = (*METRICS, *KEPT)
-    lines = [
-        f"## Consistency guidance, {SCREENED} subjects, one seed",
-        "",
+    title = f"Consistency guidance, {SCREENED} subjects, one seed"
+    about = (
         "No way to train but one to draw (`--consistency`): what is predicted without a prompt is the frozen model's,",
         "and what is predicted with one is the frozen model's and this share of what training has changed.",
-        "",
-        f"| | {' | '.join(metrics)} |",
-        "| --- |" + " --- |" * len(metrics),
-        *(f"| {name} | {' | '.join(f'{_mean(rows, each):.3f}' for each in metrics)} |" for name, rows in found.items()),
-    ]
+    )
+    return _part(title, about, found, (*METRICS, *KEPT))
+
+
+def image_part(found: Mapping[str, Rows]) -> str:
+    """Return the table of how finely class images are drawn."""
+    about = (
+        "With the ancestral sampler and the paper's prior. The toybox's preset is 25 steps: finer class images keep",
+        "their class no better.",
+    )
+    return _part(f"Steps of a class image, {_subjects(found)} subjects, one seed", about, found, (*METRICS, *KEPT))
+
+
+def held_part(found: Mapping[str, Rows]) -> str:
+    """Return the table of what other classes do."""
+    about = (
+        "How far the own class and two others (of a dog cat and duck), asked for without the identifier, have gone",
+        "on the way from the frozen model's pictures of them to the subject: 1 is all of it, less is better.",
+        "`--prior-others` has a share of the prior's places show the photos as other things, of a list without those",
+        "two, held to the frozen model's predictions.",
+    )
+    metrics = ("class_way", "others_way", *METRICS, *KEPT)
+    return _part(f"Other classes, {_subjects(found)} subjects, one seed", about, found, metrics)
+
+
+def _part(title: str, about: Sequence[str], found: Mapping[str, Rows], metrics: Sequence[str]) -> str:
+    """Return a table of means with what it is about."""
+    lines = [f"## {title}", "", *about, ""]
+    lines += [f"| | {' | '.join(metrics)} |", "| --- |" + " --- |" * len(metrics)]
+    for name, rows in found.items():
+        lines.append(f"| {name} | {' | '.join(f'{_mean(rows, each):.3f}' for each in metrics)} |")
     return "\n".join([*lines, ""])
+
+
+def _subjects(found: Mapping[str, Rows]) -> int:
+    return len({*next(iter(found.values()))["dino"].subject_N})
 
 
 def final_part(final: Mapping[str, Rows], size: str) -> str:

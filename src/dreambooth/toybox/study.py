@@ -101,6 +101,7 @@ class Study:
         archive: File of what was measured, a line a cell.
         settings: What every arm's recipe sets, unless the arm sets it otherwise.
         asked: Rows that a cell must have; one that was kept before there were such rows is measured again.
+        siblings: Other classes, of which the way that they and the subject's own went towards it is measured.
     """
 
     home: Path
@@ -111,6 +112,7 @@ class Study:
     archive: Path = ARCHIVE
     settings: Mapping[str, Any] = field(default_factory=dict)
     asked: tuple[str, ...] = ()
+    siblings: int = 0
 
     def run(
         self, arms: Sequence[Arm], subjects: Sequence[str], seeds: Iterable[int], reporter: Reporter
@@ -155,9 +157,14 @@ class Study:
         def made() -> tuple[Rows, Cost]:
             run = self.learn(arm, subject, seed, reporter)
             cost = cost_of(run)
-            plan = Plan(str(self.prompts(subject)), self.count, siblings=0)
+            plan = Plan(str(self.prompts(subject)), self.count, siblings=self.siblings)
             found = evaluate(run.path, plan, held_out=SUBJECTS / subject / "truth", reporter=reporter)
-            rows = {**_rows(found), **_choice(run, subject), "held_out_loss": held_out.loss(run, subject)}
+            rows = {
+                **_rows(found),
+                **_ways(found, subject),
+                **_choice(run, subject),
+                "held_out_loss": held_out.loss(run, subject),
+            }
             if arm.chain is None and run.checkpoints.is_dir():
                 remove_folder(run.checkpoints)
             return rows, cost
@@ -224,6 +231,7 @@ class Study:
         filled = plans.recipe
         drawn = [filled.steps, filled.inference_steps, filled.guidance, filled.sampler, self.scenes, self.count]
         drawn += [] if filled.consistency is None else ["consistency", filled.consistency]
+        drawn += ["siblings", self.siblings] if self.siblings else []
         drawn += [str((LOOKS, EARLIEST, LEVEL, PATIENCE, STRENGTHS, GUIDANCES))] if filled.select else []
         return hashed([plans.identity(filled), *drawn])
 
@@ -334,6 +342,14 @@ def _rows(found: Evaluation) -> Rows:
     # likeness to pictures of the truth, none of which was trained on
     rows["truth"] = replace(rows["dino"], value_N=rows["dino"].value_N - rows["held_out_gap"].value_N)
     return {name: rows[name] for name in KEPT if name in rows}
+
+
+def _ways(found: Evaluation, subject: str) -> Rows:
+    """What share of the way to the subject its own class and, where they were drawn, others went, as findings say."""
+    figures = {entry["name"]: entry["figures"] for entry in found.document["findings"]}
+    names = {"class_way": "drift", "others_way": "siblings"}
+    shares = {row: figures[name].get("share_of_the_way") for row, name in names.items() if name in figures}
+    return {row: alone(subject, np.array([share and share["value"]], float)) for row, share in shares.items()}
 
 
 def _choice(run: Run, subject: str) -> Rows:
