@@ -80,6 +80,8 @@ def test_a_dictionary_is_read_as_its_package_reads_it():
     basque = SpellChecker(language="eu")
     found = identifiers.languages(words)
     assert {word for word in words if word in basque} == {word for word, name in found.items() if name == "Basque"}
+    more = [*words, *(f"zwx{number}" for number in range(identifiers.FEW))]
+    assert identifiers.languages(more) == found
 
 
 @pytest.mark.parametrize(
