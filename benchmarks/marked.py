@@ -30,8 +30,9 @@ def main() -> None:
     try:
         run(sys.argv[1:])
     finally:
-        marks = {"first": steps[0], "last": steps[-1], "count": len(steps)}
-        Path(os.environ["MARKS"]).write_text(json.dumps(marks), encoding="utf-8")
+        if steps:
+            marks = {"first": steps[0], "last": steps[-1], "count": len(steps)}
+            Path(os.environ["MARKS"]).write_text(json.dumps(marks), encoding="utf-8")
 
 
 if __name__ == "__main__":

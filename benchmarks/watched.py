@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 from accelerate import Accelerator
-from stand_in import run
+from stand_in import put_in_place, run
 
 
 class Watch:
@@ -74,6 +74,7 @@ def _peak_gb() -> float:
 def main() -> None:
     """Watch a trainer."""
     warmup, steps, *command = sys.argv[1:]
+    put_in_place()
     watch = Watch(int(warmup), int(steps))
     Accelerator.backward = lambda self, loss, **more: watch(self, loss, **more)
     run(command)

@@ -67,7 +67,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "--prior-dropout and --prior-others are shares of the prior, 1 toget",
     ),
     ({"prior_others": 0.5, "prior_loss": "images"}, "--prior-others asks the frozen model: use --prior-loss distilled"),
-    ({"prior_others": 0.5, "prior_weight": 0.0}, "--prior-others asks the frozen model"),
+    ({"prior_others": 0.5, "prior_weight": 0.0}, "there is no prior here for --prior-others: leave it out"),
     ({"prior_loss": "parent", "prior_weight": 0.0}, "--prior-weight 0 switches --prior-loss parent off"),
     ({**FULL, "consistency": 0.4}, "--consistency leaves out a LoRA of the denoiser: use --method lora"),
     ({**PIVOTAL, "consistency": 0.4}, "--consistency leaves out a LoRA of the denoiser: use --method lora"),

@@ -16,7 +16,7 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
 from dreambooth import families, loop, methods, optimization, train
-from dreambooth.batches import Item, Slot, draw, share
+from dreambooth.batches import Item, Plan, Slot, draw, share
 from dreambooth.frozen import Frozen, is_needed
 from dreambooth.job import Job
 from dreambooth.photos import read, usable
@@ -280,3 +280,21 @@ def test_a_photo_that_names_no_subject_is_no_picture_of_the_class(tiny_sd: Path,
     assert [item.rows[0].photo for item in kept] == [pictures[0], pictures[2]]
     assert [item.prompt for item in learnt] == ["a ohwx dog", "a garden in the morning", "a ohwx dog"]
     assert {item.prompt for item in kept} == {"a dog"}
+
+
+def test_the_prior_takes_photos_for_nothing_that_a_subject_is_called(
+    tiny_sd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans: list[Plan] = []
+    monkeypatch.setattr(optimization, "Plan", lambda *given: plans.append(Plan(*given)) or plans[-1])
+    called = {"pig": "ohwx", "cup": "key"}
+    subjects = [
+        {"photos": make_photos(tmp_path / noun), "class_noun": noun, "identifier": identifier}
+        for noun, identifier in called.items()
+    ]
+    quick = {"model": str(tiny_sd), "steps": 1, "samples": 0, "allow": ["identifier"], "subjects": subjects}
+    train(Recipe.of({**quick, "prior_loss": "parent", "prior_others": 0.7}), tmp_path / "run")
+    (plan,) = plans
+    assert plan.prior_others == 0.7
+    assert "a hat" in plan.others
+    assert not {"a pig", "a cup", "a key"} & {*plan.others}

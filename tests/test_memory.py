@@ -164,11 +164,12 @@ def test_a_further_resolution_takes_what_its_photos_take(prior_weight: float, ti
     assert found.bytes / fitting.MARGIN == pytest.approx(measured(recipe, [(64, 64)] * 3), rel=0.05)
 
 
-def test_photos_as_pictures_of_the_class_take_part_at_a_further_resolution(tiny_sd: Path) -> None:
+@pytest.mark.parametrize("prior", [{"prior_loss": "parent"}, {"prior_loss": "distilled", "prior_others": 0.2}])
+def test_photos_that_the_prior_shows_take_part_at_a_further_resolution(prior: dict[str, Any], tiny_sd: Path) -> None:
     source = resolve(str(tiny_sd))
     family = families.get(source.family)
     pipe = family.load(source, torch.float32)
-    recipe = recipe_for(tiny_sd, batch_size=2, prior_loss="parent", memory=9.0)
+    recipe = recipe_for(tiny_sd, batch_size=2, **prior, memory=9.0)
     wide = {"resolution": 32, "more_resolutions": (64,)}
     further, alone = (
         fitting.fit(pipe, family, recipe.model_copy(update=sizes), CPU, 1) for sizes in (wide, {"resolution": 64})

@@ -36,7 +36,7 @@ class Slot:
         index: The place in the step.
         item: The image in it.
         weight: 1 / N for the N photos of the step, lambda / M for its M class images (Ruiz et al. 2023, eq. 2).
-        is_prior: Whether it is a class image.
+        is_prior: Whether it is there to keep what the model knows, as class images are.
     """
 
     step: int
@@ -56,7 +56,7 @@ class Batch:
         u_B: Uniform draws in [0, 1) that the process turns into times.
         prompts: The captions.
         weight_B: Weight of each image in the loss.
-        prior_B: 1 for class images, 0 for photos.
+        prior_B: 1 for class images and what else the prior shows, 0 for the photos to learn.
         mask_B1HW: Weight of each latent pixel, or None where none differs from another.
         view_B4: Height and width of each photo, and top and left edge of the view of it, as `cache.encode_photo` says.
     """

@@ -60,12 +60,13 @@ def _of_losses(recipe: Recipe) -> Iterator[tuple[bool, str]]:
     yield prior != "images" and recipe.prior_weight == 0, off
     undrawn = "no class images are drawn here that could show --prior-scenes: leave it out"
     yield bool(recipe.prior_scenes) and not recipe.draws_class_images, undrawn
-    nowhere = "there is no prior here for --prior-dropout: leave it out, or give --prior-weight"
-    yield bool(recipe.prior_dropout) and recipe.prior_weight == 0, nowhere
+    for flag, share in (("--prior-dropout", recipe.prior_dropout), ("--prior-others", recipe.prior_others)):
+        nowhere = f"there is no prior here for {flag}: leave it out, or give --prior-weight"
+        yield bool(share) and recipe.prior_weight == 0, nowhere
     shares = (recipe.prior_dropout or 0) + recipe.prior_others
     yield shares >= 1, f"--prior-dropout and --prior-others are shares of the prior, {shares:g} together: lower one"
     unheld = "--prior-others asks the frozen model: use --prior-loss distilled or parent, or leave it out"
-    yield bool(recipe.prior_others) and (recipe.prior_weight == 0 or prior == "images"), unheld
+    yield bool(recipe.prior_others) and prior == "images", unheld
     folder = "--prior-loss parent learns from the photos: leave out --prior-images, or use --prior-loss distilled"
     yield prior == "parent" and recipe.prior_images is not None, folder
     nouns = list(dict.fromkeys(subject.class_noun for subject in recipe.subjects))

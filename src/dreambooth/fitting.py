@@ -75,7 +75,8 @@ def _step_bytes(pipe: DiffusionPipeline, family: Family, way: Recipe, images: in
     largest = max(buckets.resolutions(way))
     if largest != way.resolution:
         alone = way.model_copy(update={"resolution": largest})
-        most = images if way.prior_loss == "parent" else min(images, way.batch_size)
+        prior_has_photos = way.prior_loss == "parent" or way.prior_others > 0
+        most = images if prior_has_photos else min(images, way.batch_size)
         needed = max(needed, memory.step_bytes(pipe, family, alone, most, device))
     offloads = way.offload_blocks and device.type != "cpu"
     return needed - (swapping.saved(family.denoiser(pipe)) if offloads else 0)

@@ -132,8 +132,8 @@ def languages(words: Collection[str]) -> dict[str, str]:
 
 
 def _keys(text: bytes, words: Collection[str]) -> set[str]:
-    """Return those words that are keys in JSON, none of whose values are words."""
-    return {word for word in words if json.dumps(word, ensure_ascii=False).encode() in text}
+    """Return those words that are keys in JSON with a key a line, as these dictionaries are."""
+    return {word for word in words if f"\n{json.dumps(word, ensure_ascii=False)}:".encode() in text}
 
 
 def defaults(class_noun: str, tokenizers: Sequence[PreTrainedTokenizerBase], taken: Collection[str] = ()) -> list[str]:

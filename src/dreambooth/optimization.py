@@ -181,8 +181,8 @@ def _caches(
 
 def _others(recipe: Recipe) -> list[str]:
     """Return what the prior says of photos that it takes for other things."""
-    classes = [subject.class_noun for subject in recipe.subjects]
-    return [prompts.class_prompt(noun) for noun in nouns.others(classes)] if recipe.prior_others else []
+    own = {name for subject in recipe.subjects for name in (subject.class_noun, subject.identifier or "")}
+    return [prompts.class_prompt(noun) for noun in nouns.others(own)] if recipe.prior_others else []
 
 
 def _shelf(job: Job) -> int:

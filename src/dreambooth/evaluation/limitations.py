@@ -172,7 +172,10 @@ def siblings(identity: Embedded, grid: Grid) -> list[Finding]:
     title = "Other classes stayed themselves"
     if level != "good":
         title = "Other classes turn into the subject"
-        text += " Train with --prior-others 0.2, or draw those without the adapter."
+        text += (
+            " Draw those without the adapter, or with less of it (--adapter RUN=0.6); of a prior of the frozen model's"
+        )
+        text += " predictions --prior-others 0.2 holds more of them."
     return [Finding("siblings", title, level, text, {"share_of_the_way": share})]
 
 
