@@ -137,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 HEAD = """# Methods, measured
 
-Written by `python -m dreambooth.toybox.methods`, in about 4 core-hours. DreamBooth is here the paper's prior, on class
+Written by `python -m dreambooth.toybox.methods`, in about 5 core-hours. DreamBooth is here the paper's prior, on class
 images, with a LoRA and 600 steps; every other arm is that with the one change that names it. All are trained on the
 [toybox](toybox.md) and judged by ten prompts of the paper's lists, two pictures each. DINO stands for the toybox's
 identity encoder, CLIP for its CLIP: no figure compares with the paper's own. `truth` is the likeness to renders of the
@@ -160,6 +160,13 @@ The default of a LoRA is the distilled prior, a tenth unnamed, in 400 steps: mor
 prior in 600, no worse at following prompts, its class no less whole; but photos are copied somewhat more, and the class
 has moved a little more towards the subject. The parent prior, a tenth unnamed, has the greatest balance and needs no
 class images, and pays for it with prompts that are followed less and photos that are copied more.
+
+No prior on the subject's class holds another: of the way to the subject, two others go a third, whatever the prior, and
+two thirds without one. Where the prior also takes the photos for other things, of which those two are none
+(`--prior-others`), they go half as far; prompts are followed less, photos copied more, and the class itself moves. So
+it is off by default.
+
+Class images of 10 steps teach as much as those of 25 or 50.
 
 Consistency guidance moves along the front after training: with a share of 0.4 DreamBooth's pictures are more varied,
 copy less and follow prompts better, and are less like the subject; with 1 the other way round. Photos at other scales
