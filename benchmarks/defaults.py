@@ -50,11 +50,11 @@ EXAMPLES = {"LoRA": Theirs("lora", 0, 500), "prior preservation": Theirs("full",
 OURS = "ours"
 
 
-def ours(subject: str, home: Path, steps: int | None) -> list[str]:
+def ours(subject: str, home: Path, method: str, steps: int | None) -> list[str]:
     """What a user of ours gives; no pictures, since theirs draw none."""
     photos, run = SUBJECTS / subject / "photos", home / "run"
     given = ["train", photos, "--class", class_of(subject), "--model", "toybox", "--samples", 0, "--out", run]
-    given += [] if steps is None else ["--steps", steps]
+    given += ["--method", method, *([] if steps is None else ["--steps", steps])]
     return [sys.executable, str(jobs.MARKED), "-m", "dreambooth", *map(str, given)]
 
 
@@ -87,19 +87,17 @@ def scores(run: Run, subject: str) -> dict[str, Scores]:
     return {name: replace(rows[name], subject_N=np.full(len(dino.value_N), subject)) for name in METRICS}
 
 
-def measure(
-    diffusers: Path, subject: str, home: Path, steps: int | None
-) -> Iterator[tuple[str, float, dict[str, Scores]]]:
+def measure(chosen: argparse.Namespace, subject: str, home: Path) -> Iterator[tuple[str, float, dict[str, Scores]]]:
     """Yield name, seconds and scores of each way to train a subject."""
-    for name, example in EXAMPLES.items():
-        out = home / name
+    for name in chosen.examples:
+        example, out = EXAMPLES[name], home / name
         (out / "cache").mkdir(parents=True)
-        job = jobs.theirs(diffusers, example.method, example.class_images, subject)
+        job = jobs.theirs(chosen.diffusers, example.method, example.class_images, subject)
         seconds = jobs.cost(job(out, example.steps), out).seconds
         yield name, seconds, scores(adopt(out / "run", example.method, subject, out / "adopted"), subject)
     out = home / OURS
     (out / "cache").mkdir(parents=True)
-    seconds = jobs.cost(ours(subject, out, steps), out).seconds
+    seconds = jobs.cost(ours(subject, out, chosen.method, chosen.steps), out).seconds
     yield OURS, seconds, scores(Run(out / "run"), subject)
 
 
@@ -108,6 +106,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("diffusers", type=Path)
     parser.add_argument("--subjects", nargs="+", default=["spotted_dog", "tin_robot", "painted_teapot"])
+    parser.add_argument("--examples", nargs="+", choices=EXAMPLES, default=list(EXAMPLES))
+    parser.add_argument("--method", choices=("lora", "full"), default="lora", help="of ours")
     parser.add_argument("--steps", type=int, help="of ours (default: the default)")
     chosen = parser.parse_args()
     hush_libraries()
@@ -116,12 +116,12 @@ def main() -> None:
     rows: dict[str, list[dict[str, Scores]]] = {}
     for subject in chosen.subjects:
         with tempfile.TemporaryDirectory() as home:
-            for name, taken, found in measure(chosen.diffusers, subject, Path(home), chosen.steps):
+            for name, taken, found in measure(chosen, subject, Path(home)):
                 seconds.setdefault(name, []).append(taken)
                 rows.setdefault(name, []).append(found)
                 means = {metric: round(float(np.nanmean(each.value_N)), 3) for metric, each in found.items()}
                 print(json.dumps({"subject": subject, "way": name, "seconds": round(taken, 1), **means}), flush=True)
-    for name in EXAMPLES:
+    for name in chosen.examples:
         apart = {
             metric: statistics.compare(
                 *(statistics.joined([each[metric] for each in rows[way]]) for way in (OURS, name))
