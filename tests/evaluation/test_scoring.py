@@ -188,7 +188,7 @@ def test_other_classes_that_turn_into_the_subject(turned: int, level: str) -> No
     assert finding.level == level
     expected = turned / 12 / (len(taken) - 1)
     assert finding.figures["share_of_the_way"].value == pytest.approx(expected, abs=0.02)
-    assert ("--prior-others 0.2" in finding.text) is (level != "good")
+    assert ("--prior-others 0.1" in finding.text) is (level != "good")
     assert found("drift", replace(one, classes_CKD=taken), clip()).level == "good"
 
 

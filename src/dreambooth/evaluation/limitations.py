@@ -175,7 +175,7 @@ def siblings(identity: Embedded, grid: Grid) -> list[Finding]:
         text += (
             " Draw those without the adapter, or with less of it (--adapter RUN=0.6); of a prior of the frozen model's"
         )
-        text += " predictions --prior-others 0.2 holds more of them."
+        text += " predictions --prior-others 0.1 holds more of them."
     return [Finding("siblings", title, level, text, {"share_of_the_way": share})]
 
 
