@@ -172,10 +172,8 @@ def siblings(identity: Embedded, grid: Grid) -> list[Finding]:
     title = "Other classes stayed themselves"
     if level != "good":
         title = "Other classes turn into the subject"
-        text += (
-            " Draw those without the adapter, or with less of it (--adapter RUN=0.6); of a prior of the frozen model's"
-        )
-        text += " predictions --prior-others 0.1 holds more of them."
+        text += " Draw those without the adapter, or with less of it (--adapter RUN=0.6); with a frozen model's prior"
+        text += " --prior-others 0.1 holds more of them."
     return [Finding("siblings", title, level, text, {"share_of_the_way": share})]
 
 
