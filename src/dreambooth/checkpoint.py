@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+import psutil
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
+from dreambooth import shards
 from dreambooth.errors import RunError
 from dreambooth.files import atomic_folder, remove_folder, write_json
 
@@ -31,7 +32,8 @@ def save(folder: Path, step: int, weights: Mapping[str, Tensor], optimizer: torc
 class Writer:
     """Saves states while the training goes on, from copies in host memory; one is written before the next is taken.
 
-    On the CPU there is nothing to gain: the copy and the writing take the cores that train.
+    A state that half of the free memory does not hold is written at once, a shard at a time. On the CPU there is
+    nothing to gain: the copy and the writing take the cores that train.
 
     Args:
         folder: The states.
@@ -60,11 +62,11 @@ class Writer:
             RunError: The disk is full: now, or when the state before was written.
         """
         self._wait()
-        if self._pool is None:
-            save(self._folder, step, weights, optimizer, self._keep)
+        state = _take(step, weights, optimizer)
+        if self._pool and 2 * state.bytes <= psutil.virtual_memory().available:
+            self._pending = self._pool.submit(_write, self._folder, state.copied(), self._keep)
         else:
-            taken = _take(step, weights, optimizer).copied()
-            self._pending = self._pool.submit(_write, self._folder, taken, self._keep)
+            _write(self._folder, state, self._keep)
 
     def _wait(self) -> None:
         pending, self._pending = self._pending, None
@@ -117,6 +119,12 @@ class _State:
     groups: list[dict[str, Any]]
     scaler: dict[str, Any] | None
 
+    @property
+    def bytes(self) -> int:
+        """Return what the tensors take."""
+        leaves = tree_leaves([self.weights, self.optimizer])
+        return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
+
     def copied(self) -> _State:
         """Return the same state in host memory of its own."""
         optimizer = tree_map_only(Tensor, _copied, self.optimizer)  # 8-bit optimisers nest theirs
@@ -144,8 +152,8 @@ def _write(folder: Path, state: _State, keep: int) -> Path:
     tensors, rest = _flatten(state.optimizer)
     described = {"step": state.step, "optimizer": rest, "groups": state.groups, "scaler": state.scaler}
     with atomic_folder(path) as temporary:
-        save_file(state.weights, temporary / "weights.safetensors")
-        save_file(tensors, temporary / "optimizer.safetensors")
+        shards.write(state.weights, temporary / "weights.safetensors")
+        shards.write(tensors, temporary / "optimizer.safetensors")
         write_json(temporary / "state.json", described)
     # A state of a later step is a damaged one, which this run went back behind.
     kept = [there for there in states(folder) if _step(there) <= state.step][-keep:]
@@ -159,9 +167,9 @@ def _read(path: Path, wanted: Mapping[str, Tensor]) -> _State:
     described = json.loads((path / "state.json").read_text(encoding="utf-8"))
     if missing := {"step", "optimizer", "scaler"} - described.keys():
         raise ValueError(f"state.json lacks {', '.join(sorted(missing))}")
-    tensors = load_file(path / "optimizer.safetensors")
+    tensors = shards.read(path / "optimizer.safetensors")
     optimizer = _unflatten(tensors, described["optimizer"])
-    weights = load_file(path / "weights.safetensors")
+    weights = shards.read(path / "weights.safetensors")
     if lacking := wanted.keys() - weights.keys():
         raise ValueError(f"it lacks {len(lacking)} weights, such as {min(lacking)}")
     return _State(described["step"], weights, optimizer, described.get("groups", []), described["scaler"])

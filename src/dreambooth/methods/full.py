@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors.torch import save_file
 from torch import nn
 
+from dreambooth import shards
 from dreambooth.families import Family
 from dreambooth.files import write_json
 from dreambooth.methods import Group, rate, trained_components
@@ -23,7 +22,6 @@ from dreambooth.precision import storage_dtype
 from dreambooth.recipe import Recipe
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-SHARD = "5GB"
 UNUSED = (".bin", ".ckpt", ".msgpack", ".onnx", ".pt")
 """Endings of weights that nothing here reads."""
 
@@ -83,12 +81,7 @@ def _ignored(at: str, source: Source, trained: Mapping[str, nn.Module]) -> set[s
 def _stream(module: Any, folder: Path, dtype: torch.dtype) -> None:
     """Write a diffusers model as `save_pretrained` does, bringing one shard at a time to `dtype`."""
     module.save_config(folder)
-    weights = module.state_dict()
-    pattern = WEIGHTS.replace(".safetensors", "{suffix}.safetensors")
-    split = split_torch_state_dict_into_shards(weights, filename_pattern=pattern, max_shard_size=SHARD)
-    for file, names in split.filename_to_tensors.items():
-        shard = {name: weights[name].detach().to("cpu", dtype).contiguous() for name in names}
-        save_file(shard, folder / file, metadata={"format": "pt"})
+    split = shards.write(module.state_dict(), folder / WEIGHTS, dtype)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         write_json(folder / f"{WEIGHTS}.index.json", index)
