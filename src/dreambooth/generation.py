@@ -174,7 +174,9 @@ def find(name: str | Path, adapters: Sequence[str] = ()) -> Target:
     strength = [1.0, *strengths][-1] if recipe.has_strength else None
     extras = [(other, strength) for other, strength in given if not _is_same(other, run)]
     own_fits = not (extras or files) or not recipe.has_adapter or recipe.is_lora
-    _require(own_fits, f"{run.path} is a run of {_kind(run)}, which goes with no other adapter: leave --adapter out")
+    _require(
+        own_fits, f"{run.path} is a run of {run.recipe.kind}, which goes with no other adapter: leave --adapter out"
+    )
     for other, _ in extras:
         _require_lora_file(other)
     guidance = run.info.get("selection", {}).get("guidance", recipe.guidance)
@@ -322,19 +324,14 @@ def _parse_adapter(text: str) -> tuple[Run, float]:
     path, value = _strength(text)
     run = Run.open(path)
     _require_finished(run)
-    _require(run.recipe.has_strength, f"{path} is a run of {_kind(run)}: only a LoRA run can be an --adapter")
+    _require(run.recipe.has_strength, f"{path} is a run of {run.recipe.kind}: only a LoRA run can be an --adapter")
     return run, value
-
-
-def _kind(run: Run) -> str:
-    return run.recipe.adapter if run.recipe.method == "lora" else run.recipe.method
 
 
 def _require_lora_file(run: Run) -> None:
     """A run on top of another: stock diffusers adds LoRA files alone, at all times and without a token."""
-    recipe = run.recipe
-    fits = recipe.method == "lora" and recipe.is_lora and not recipe.min_rank
-    _require(fits, f"{run.path} is a run of {_kind(run)}: only a plain LoRA can be put on top of another model")
+    fits = run.recipe.is_plain_lora
+    _require(fits, f"{run.path} is a run of {run.recipe.kind}: only a plain LoRA can be put on top of another model")
 
 
 def digest(run: Run) -> str:

@@ -45,6 +45,17 @@ LATER: dict[str, Any] = {
 }
 """Settings that came after the first runs were made, and what they were until then."""
 
+ADAPTERS = {
+    "lora": "LoRA",
+    "rslora": "rsLoRA",
+    "dora": "DoRA",
+    "lokr": "LoKr",
+    "loha": "LoHa",
+    "oft": "OFT",
+    "hra": "HRA",
+}
+"""Kind of adapter -> its name."""
+
 SHAPES = {
     "tuple_type": "give a list",
     "too_short": "give at least one",
@@ -247,6 +258,21 @@ class Settings(BaseModel):
     def is_lora(self) -> bool:
         """Whether it trains a LoRA, which every reader of LoRA files takes, alone or with others."""
         return self.has_adapter and self.adapter in ("lora", "rslora", "dora")
+
+    @property
+    def adapter_name(self) -> str:
+        """Name of the kind of adapter, as its authors write it."""
+        return "T-LoRA" if self.min_rank else ADAPTERS[self.adapter]
+
+    @property
+    def kind(self) -> str:
+        """Name of the method, or of the adapter where that is all of it."""
+        return self.adapter_name if self.method == "lora" else self.method
+
+    @property
+    def is_plain_lora(self) -> bool:
+        """Whether a LoRA is all that it trains, the same at all times of sampling, so that it can be added for good."""
+        return self.method == "lora" and self.is_lora and not self.min_rank
 
     @property
     def has_strength(self) -> bool:

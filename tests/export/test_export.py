@@ -14,6 +14,7 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from safetensors.torch import load_file
 
+from dreambooth import export as exporting
 from dreambooth import generation
 from dreambooth.errors import RunError, UserError
 from dreambooth.export import FORMATS, export, metadata, names
@@ -34,6 +35,12 @@ RUNS: dict[str, tuple[str, dict[str, object]]] = {
     "xl": ("sdxl", WIDE),
     "toybox": ("toybox", WIDE),
     "flux": ("flux", {"alpha": 3.0}),
+    "pivotal": ("sd", {"method": "pivotal", "text_encoder_learning_rate": 1e-3, **TOKEN}),
+    "xl token": ("sdxl", {**WHOLE, "method": "textual-inversion", "text_encoder_learning_rate": None, **TOKEN}),
+    "dora": ("sd", {"adapter": "dora"}),
+    "lokr": ("sd", {"adapter": "lokr", "train_text_encoder": True}),
+    "oft": ("sd", {"adapter": "oft"}),
+    "t-lora": ("sd", {"rank": 8, "alpha": 8.0, "min_rank": 2}),
 }
 LORAS = ("attention", "wide", "xl", "toybox")
 
@@ -93,6 +100,37 @@ def test_diffusers_reads_its_own_format(name: str, world: World, tmp_path: Path)
         pipe = world.base(name)
         (pipe.load_lora_weights if run.recipe.method == "lora" else pipe.load_textual_inversion)(folder)
     world.check(name, pipe)
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if name != "toybox"])
+def test_the_code_of_its_card_loads_what_it_holds(name: str, world: World, tmp_path: Path) -> None:
+    run = world.runs[name]
+    formats = [format for format in FORMATS if holds(run, format)]
+    assert "diffusers" in formats
+    for format in formats:
+        folder = export(run.path, format, tmp_path / format)
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        code = card.partition("```python")[2].partition("```")[0].replace("PATH_OF_THIS_FOLDER", str(folder))
+        *loads, draws = code.strip().splitlines()
+        assert draws == f'image = pipe("{metadata.trigger(run)}").images[0]'
+        found: dict[str, DiffusionPipeline] = {}
+        exec("\n".join(loads), found)
+        if run.recipe.min_rank:
+            assert "This is a T-LoRA" in card
+        else:
+            world.check(name, found["pipe"])
+
+
+def holds(run: Run, format: str) -> bool:
+    shipment = exporting.Shipment(run, generation.find(run.path).source)
+    return exporting._holds(FORMATS[format], shipment)
+
+
+@pytest.mark.parametrize("format", [name for name in FORMATS if name != "diffusers"])
+@pytest.mark.parametrize("name", ["t-lora", "lokr", "oft", "pivotal"])
+def test_what_would_draw_another_picture_is_refused(name: str, format: str, world: World) -> None:
+    with pytest.raises(UserError, match=f"--format {format} cannot hold .*: choose diffusers$"):
+        export(world.runs[name].path, format)
 
 
 @pytest.mark.parametrize("name", LORAS)

@@ -25,6 +25,7 @@ from dreambooth.files import atomic_folder, write_json
 from dreambooth.generation import find
 from dreambooth.models import Source, safetensors_header
 from dreambooth.precision import storage_dtype
+from dreambooth.recipe import Recipe
 from dreambooth.run import Run
 
 MANIFEST = "export.json"
@@ -80,13 +81,13 @@ class Format:
 
     Attributes:
         write: Writes it into an empty folder.
-        methods: Methods that it can hold; None for all.
+        holds: Whether it can hold what a recipe trains.
         families: Families that it can hold; None for all.
         proof: What is known of the files: what was read back now, and what the tests of the package prove.
     """
 
     write: Callable[[Shipment, Path], None]
-    methods: tuple[str, ...] | None
+    holds: Callable[[Recipe], bool]
     families: tuple[str, ...] | None
     proof: str
 
@@ -130,15 +131,13 @@ def _require_possible(shipment: Shipment, format: str) -> None:
     can = [name for name, other in FORMATS.items() if _holds(other, shipment)]
     if _holds(wanted, shipment):
         return
-    what = f"a {shipment.method} run of the family {shipment.source.family}"
+    what = f"a run of {shipment.run.recipe.kind} and the family {shipment.source.family}"
     raise UserError(f"--format {format} cannot hold {shipment.run.path}, {what}: choose {' or '.join(can)}")
 
 
 def _holds(format: Format, shipment: Shipment) -> bool:
-    recipe = shipment.run.recipe
-    is_plain = recipe.method != "lora" or recipe.is_lora
-    is_method = format.methods is None or (shipment.method in format.methods and is_plain)
-    return is_method and (format.families is None or shipment.source.family in format.families)
+    fits = format.families is None or shipment.source.family in format.families
+    return fits and format.holds(shipment.run.recipe)
 
 
 def _check_folder(folder: Path) -> None:
@@ -223,32 +222,45 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def _everything(recipe: Recipe) -> bool:
+    return True
+
+
+def _is_mergeable(recipe: Recipe) -> bool:
+    return recipe.method == "full" or recipe.is_plain_lora
+
+
+def _is_kohya(recipe: Recipe) -> bool:
+    """DoRA's magnitudes have no name that all of kohya's readers know."""
+    return recipe.is_plain_lora and recipe.adapter != "dora"
+
+
 UNET_FAMILIES = ("sd", "sdxl")
 
 FORMATS = {
     "diffusers": Format(
-        _as_trained, None, None, "what the run ships; pictures of a run are drawn from it by stock diffusers"
+        _as_trained, _everything, None, "what the run ships; pictures of a run are drawn from it by stock diffusers"
     ),
     "kohya": Format(
         _as_kohya,
-        ("lora",),
+        _is_kohya,
         UNET_FAMILIES,
         "read back now, tensor by tensor; tested to draw the same picture in stock diffusers",
     ),
     "comfyui": Format(
         _as_kohya,
-        ("lora",),
+        _is_kohya,
         UNET_FAMILIES,
         "read back now, tensor by tensor; tested against ComfyUI's own table of names, every key finds its layer",
     ),
     "single-file": Format(
         _as_checkpoint,
-        ("lora", "full"),
+        _is_mergeable,
         ("sd",),
         "names and shapes read back now; tested to draw the same picture through from_single_file",
     ),
     "merged": Format(
-        _as_pipeline, ("lora", "full"), None, "tested to draw the picture of base model and adapter in stock diffusers"
+        _as_pipeline, _is_mergeable, None, "tested to draw the picture of base model and adapter in stock diffusers"
     ),
 }
 """Name of a format -> how it is written and what it can hold."""

@@ -13,6 +13,8 @@ from huggingface_hub import ModelCardData
 from dreambooth import __version__, buckets
 from dreambooth.export.metadata import trigger
 from dreambooth.files import write_text
+from dreambooth.methods.lora import T_LORA
+from dreambooth.methods.textual_inversion import EMBEDS
 from dreambooth.models import Source
 from dreambooth.pages import Score
 from dreambooth.recipe import Recipe
@@ -28,13 +30,8 @@ LICENCES = {
 WIDGETS = 6
 SCORES = ("dino", "clip_i", "clip_t", "div", "pres", "copying")
 
-LOAD = {
-    "lora": 'pipe = DiffusionPipeline.from_pretrained("{base}")\npipe.load_lora_weights("{where}"{file})',
-    "textual-inversion": 'pipe = DiffusionPipeline.from_pretrained("{base}")\npipe.load_textual_inversion("{where}")',
-    "pipeline": 'pipe = DiffusionPipeline.from_pretrained("{where}")',
-    "single-file": 'pipe = StableDiffusionPipeline.from_single_file("{where}/{name}"{config})',
-}
-"""Kind of export -> the lines that load it."""
+WHERE = "PATH_OF_THIS_FOLDER"
+"""What a reader puts in the folder's place."""
 
 
 def write(run: Run, source: Source, format: str, folder: Path) -> None:
@@ -58,8 +55,9 @@ def _title(run: Run) -> str:
 
 
 def _front_matter(run: Run, source: Source, format: str, shown: list[tuple[str, str]]) -> ModelCardData:
-    method = run.recipe.method
-    adapter = {"lora": ["lora"], "textual-inversion": ["textual_inversion"]}.get(method, [])
+    recipe = run.recipe
+    adapter = [("lora" if recipe.is_lora else "peft")] if recipe.has_adapter else []
+    adapter += ["textual_inversion"] if recipe.learns_token else []
     is_adapter = format in ("diffusers", "kohya", "comfyui") and bool(adapter)
     tags = ["text-to-image", "diffusers", "dreambooth", *(adapter if is_adapter else [])]
     hub_id = re.fullmatch(r"([\w.-]+/[\w.-]+)@\w+", source.identity)
@@ -101,7 +99,10 @@ def _copy_pictures(run: Run, folder: Path) -> list[tuple[str, str]]:
 
 def _story(run: Run) -> str:
     recipe, info = run.recipe, run.info
-    what = {"lora": "A LoRA", "full": "A fully fine-tuned model"}.get(recipe.method, "A learned token")
+    parts = ["a learned token"] if recipe.learns_token else []
+    parts += [f"an adapter ({recipe.adapter_name})"] if recipe.has_adapter else []
+    what = " and ".join(parts) or "a fully fine-tuned model"
+    what = what[0].upper() + what[1:]
     count = len(recipe.subjects)
     drawn, them = ("one subject", "it") if count == 1 else (f"{count} subjects", "them")
     return (
@@ -111,29 +112,49 @@ def _story(run: Run) -> str:
 
 
 def _use(run: Run, source: Source, format: str, folder: Path) -> str:
-    method = run.recipe.method
     is_file = format in ("kohya", "comfyui")
-    kind = format if format == "single-file" else method if format == "diffusers" or is_file else "pipeline"
     file = next((path.name for path in folder.glob("*.safetensors")), "")
-    where, base = "PATH_OF_THIS_FOLDER", source.identity.partition("@")[0] if "@" in source.identity else source.name
-    values = {
-        "base": base,
-        "where": where,
-        "name": file,
-        "file": f', weight_name="{file}"' if is_file else "",
-        "config": "" if "@" in source.identity else f', config="{base}"',
-    }
-    load = LOAD["pipeline" if kind == "full" else kind].format(**values)
-    imported = "StableDiffusionPipeline" if kind == "single-file" else "DiffusionPipeline"
-    code = f'from diffusers import {imported}\n\n{load}\nimage = pipe("{trigger(run)}").images[0]'
+    loads = _loads(run, source, format, folder)
+    imports = ["from diffusers import " + ("Stable" if format == "single-file" else "") + "DiffusionPipeline"]
+    imports += ["from peft import PeftModel"] if any("PeftModel" in line for line in loads) else []
+    code = "\n".join([*imports, "", *loads, f'image = pipe("{trigger(run)}").images[0]'])
     text = f"## Use\n\n```python\n{code}\n```"
+    if format == "diffusers" and run.recipe.min_rank:
+        text += f"\n\n{T_LORA}"
     if is_file:
         text += (
             f"\n\nIn ComfyUI, put `{file}` into `models/loras` and load it with the node *Load LoRA*, at strength 1."
         )
-    if kind == "single-file":
+    if format == "single-file":
         text += f"\n\nIn ComfyUI, put `{file}` into `models/checkpoints` and load it with the node *Load Checkpoint*."
     return text
+
+
+def _loads(run: Run, source: Source, format: str, folder: Path) -> list[str]:
+    """Return the lines that load what lies in the folder."""
+    on_hub = "@" in source.identity
+    base = source.identity.partition("@")[0] if on_hub else source.name
+    if format == "single-file":
+        (file,) = folder.glob("*.safetensors")
+        config = "" if on_hub else f', config="{base}"'
+        return [f'pipe = StableDiffusionPipeline.from_single_file("{WHERE}/{file.name}"{config})']
+    if format == "merged" or run.recipe.method == "full":
+        return [f'pipe = DiffusionPipeline.from_pretrained("{WHERE}")']
+    parts = sorted(path.parent.name for path in folder.glob("*/adapter_config.json"))
+    return [
+        f'pipe = DiffusionPipeline.from_pretrained("{base}")',
+        *(f'PeftModel.from_pretrained(pipe.{part}, "{WHERE}/{part}")' for part in parts),
+        *(_load_file(file) for file in sorted(folder.glob("*.safetensors"))),
+    ]
+
+
+def _load_file(file: Path) -> str:
+    """Return the line that loads a LoRA, or the embeddings of the encoder that their file's name tells."""
+    if not file.name.startswith(EMBEDS):
+        return f'pipe.load_lora_weights("{WHERE}", weight_name="{file.name}")'
+    number = file.stem.partition("-")[0].removeprefix(EMBEDS)
+    encoder = f", text_encoder=pipe.text_encoder{number}, tokenizer=pipe.tokenizer{number}" if number else ""
+    return f'pipe.load_textual_inversion("{WHERE}", weight_name="{file.name}"{encoder})'
 
 
 def _facts(run: Run) -> str:

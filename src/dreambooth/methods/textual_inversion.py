@@ -24,6 +24,8 @@ from dreambooth.recipe import Recipe, Subject
 
 ROWS = "learned_KD"
 """Name of the trained parameter in the embedding: one row a subject."""
+EMBEDS = "learned_embeds"
+"""How the names of its files begin."""
 
 
 def attach(pipe: DiffusionPipeline, family: Family, recipe: Recipe) -> list[Group]:
@@ -89,5 +91,5 @@ def _tokenizer(pipe: DiffusionPipeline, encoder: str) -> Any:
 
 def _files(folder: Path, encoder: str, recipe: Recipe) -> Sequence[Path]:
     """Return each subject's file; the first of the first encoder has the name that stock diffusers looks for."""
-    stem = encoder.replace("text_encoder", "learned_embeds")
+    stem = encoder.replace("text_encoder", EMBEDS)
     return [folder / f"{stem}{f'-{k}' if k > 1 else ''}.safetensors" for k in range(1, len(recipe.subjects) + 1)]
