@@ -193,7 +193,7 @@ def costs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
 
 
 def fitted(processes: int = 1, **values: Any) -> fitting.Fit:
-    recipe = recipe_for(Path("model"), batch_size=2, **values)
+    recipe = recipe_for(Path("model"), **{"batch_size": 2, **values})
     device = torch.device("cuda") if recipe.memory else CPU  # nothing is done there
     return fitting.fit(Mock(), Mock(), recipe, device, processes)
 
@@ -254,7 +254,18 @@ def test_what_fits_in_no_way_is_refused(values: dict[str, Any], mend: str, costs
     said = r"a step takes about 1.\d GiB however it is split, and 0.9 are there: "
     with pytest.raises(UserError, match=f"{said}give {mend}, or --allow memory"):
         fitted(memory=0.9, **values)
-    assert fitted(memory=0.9, allow=("memory",), **values).recipe.accumulation == 1
+    tried = fitted(memory=0.9, allow=("memory",), **values)
+    with pytest.raises(UserError, match=f"about {(tried.bytes or 0) / fitting.GIB:.1f} GiB however"):
+        fitted(memory=0.9, **values)
+    assert tried.recipe.gradient_checkpointing is True
+    assert fitted(memory=4.0, allow=("memory",), **values).recipe == fitted(memory=4.0, **values).recipe.model_copy(
+        update={"allow": ("memory",)}
+    )
+
+
+def test_a_step_is_split_into_single_images_whatever_their_number(costs: list[tuple[int, bool]]) -> None:
+    found = fitted(memory=2.0, batch_size=3, prior_weight=0.0)
+    assert (found.recipe.accumulation, found.recipe.gradient_checkpointing) == (3, False)
 
 
 def test_steps_in_the_backward_pass_are_not_split(costs: list[tuple[int, bool]]) -> None:

@@ -187,6 +187,8 @@ def test_a_schedule_free_optimiser_ships_its_average() -> None:
         ({"optimizer": "muon", "method": "full"}, "trains matrices alone"),
         ({"optimizer": "schedule-free", "schedule": "cosine"}, "takes the place of a schedule"),
         ({"optimizer": "schedule-free", "warmup": 10}, "takes the place of a schedule"),
+        ({"optimizer": "schedule-free", "method": "pivotal"}, "pivotal does two: use another"),
+        ({"optimizer": "prodigy", "method": "pivotal"}, "pivotal does two: use another"),
     ],
 )
 def test_refusals(values: dict[str, object], message: str) -> None:

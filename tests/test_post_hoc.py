@@ -73,7 +73,7 @@ def test_a_run_ships_an_average_chosen_afterwards(run: Run) -> None:
     assert any(not torch.equal(ours[name], averaged[name]) for name in ours)
     assert made.info["average"] == {"width": 0.1, "of": str(run.path)}
     assert (made.path / "report.html").is_file()
-    picture = "after-subject-a-V-dog-0.png"
+    picture = "after-subject-00-a-V-dog-0.png"
     assert (made.samples / picture).read_bytes() != (run.samples / picture).read_bytes()
     assert calls.call("generate", made.path, "a [V] dog", "--inference-steps", 1).status == 0
 

@@ -126,6 +126,14 @@ def test_a_folder_with_other_files_is_refused(frozen: tuple[DiffusionPipeline, F
     assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
 
 
+def test_a_turn_leaves_the_manifest_alone_that_another_run_is_writing(tmp_path: Path) -> None:
+    for name in (".manifest.json.0123.tmp", ".00000.png.0123.tmp"):
+        (tmp_path / name).touch()
+    identity = prior.Identity("model", "a dog", "sampler", 1, 1.0, 32, "fp32", batch=1, seed=0)
+    with prior.turn(prior.ClassImages(tmp_path, identity, 1, None), Silent()):
+        assert [path.name for path in tmp_path.glob("*.tmp")] == [".manifest.json.0123.tmp"]
+
+
 def test_a_manifest_that_another_run_writes_meanwhile_is_this_sets_own(
     frozen: tuple[DiffusionPipeline, Family, Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,6 +210,12 @@ def test_real_class_images_are_read_and_generated_ones_of_another_class_refused(
     for index in range(3):
         Image.effect_noise((64, 64), 60 + 40 * index).convert("RGB").save(tmp_path / f"{index}.png")
     assert len(prior.real(tmp_path, "dog", 32)) == 3
+    Image.effect_noise((96, 64), 50).convert("RGB").save(tmp_path / "grid.png")
+    (tmp_path / "manifest.json").write_text(json.dumps({"images": []}))  # as of `dreambooth generate`
+    assert [photo.path.name for photo in prior.real(tmp_path, "dog", 32)] == ["0.png", "1.png", "2.png"]
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match="is empty: put pictures of dogs other than the subject there"):
+        prior.real(tmp_path / "none", "dog", 32)
     (tmp_path / "manifest.json").write_text(json.dumps({"prompt": "a cat"}))
     with pytest.raises(UserError, match="holds class images of 'a cat', not of 'a dog'"):
         prior.real(tmp_path, "dog", 32)

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from dreambooth import checkpoint, environment, prior
 from dreambooth.progress import Silent
-from tests import commands
+from tests import commands, debug_models
 from tests.commands import (
     ENVIRONMENT,
     SAVE_EVERY,
@@ -146,6 +146,20 @@ def test_however_the_images_are_spread(
         assert math.hypot(*errors.values()) <= 1e-5 * whole
         # in a small one next to nothing is left of large terms
         assert [name for name, norm in norms.items() if norm > 1e-2 * whole and errors[name] > 1e-4 * norm] == []
+
+
+@pytest.mark.parametrize(("model", "more"), [("qwen_image", ()), ("sdxl", ("--train-text-encoder",))])
+def test_weights_that_no_prediction_reads_are_waited_for_by_nobody(
+    model: str, more: tuple[str, ...], folder: Path, tmp_path: Path
+) -> None:
+    built = debug_models.build(model, tmp_path / "model")
+    line = partial(commands.arguments, folder / "photos", built)
+    alone = start(line(tmp_path / "one", *more), tmp_path / "one.log", folder / "small-cache")
+    assert alone.wait() == 0, alone.output
+    ranks = start_ranks(2, line(tmp_path / "two", *more), tmp_path / "logs", folder / "small-cache")
+    assert [rank.wait() for rank in ranks] == [0, 0], [rank.output for rank in ranks]
+    assert not any("find_unused" in rank.output for rank in ranks)
+    assert_close_runs(tmp_path / "one", tmp_path / "two")
 
 
 def keep_gradients(path: Path) -> None:

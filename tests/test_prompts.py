@@ -63,6 +63,16 @@ def test_the_runs_own_pictures_follow_the_label() -> None:
     assert prompts.scenes("a [V] dog")[1] == "a [V] dog in the snow"
 
 
+def test_two_scenes_that_begin_alike_are_two_pictures() -> None:
+    begin = "a [V] dog sitting on a wooden table in a bright kitchen"
+    drawn = samples.shots(recipe(scenes=(f"{begin}, photo", f"{begin}, painting", "a-[V]", "a [V]")), "after")
+    assert len({shot.file for shot in drawn}) == len(drawn)
+    before = samples.shots(recipe(), "before")
+    assert [shot.file.partition("-")[2] for shot in drawn[: len(before)]] == [
+        shot.file.partition("-")[2] for shot in before
+    ]
+
+
 @pytest.mark.parametrize(
     ("label", "problem"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dreambooth import adapters, generation, looks, select
+from dreambooth import adapters, generation, looks, optimization, select
 from dreambooth.evaluation import encoders
+from dreambooth.methods.pivotal import PIVOT
 from dreambooth.run import Run
 from dreambooth.select import Look, choose, is_over
 from tests import calls
 from tests.commands import make_photos
+from tests.test_loop import recipe_for
 
 CHANCE = 1 / 3
 SPREAD = np.array([0.1, -0.1, 0.05, 0.2, -0.2, 0.0, 0.15, -0.05])
@@ -202,6 +205,30 @@ def test_it_stops_when_nothing_gets_better_and_goes_on_the_same_when_asked_again
     again = run_with(tiny_sd, tmp_path / "one", photos, "--select")
     assert again.info["selection"]["trained"] == 3
     assert all(torch.equal(weight, before[name]) for name, weight in weights(again).items())
+
+
+@pytest.mark.usefixtures("judged")
+@pytest.mark.parametrize("stop", [4, 14])
+def test_an_interruption_at_a_look_loses_nothing(
+    stop: int, tiny_sd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos, steps = make_photos(tmp_path / "photos"), count(1)
+    monkeypatch.setattr(select, "is_over", lambda *given: False)
+    whole = run_with(tiny_sd, tmp_path / "whole", photos, "--select")
+    values = {"steps": 14, "inference_steps": 2, "learning_rate": 1e-3, "samples": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(optimization, "_stop", lambda *given: next(steps) == stop)
+        assert calls.train(photos, tiny_sd, "--select", out=tmp_path / "two", **values).status == 130
+    resumed = run_with(tiny_sd, tmp_path / "two", photos, "--select")
+    assert resumed.info["selection"]["looks"] == whole.info["selection"]["looks"]
+    assert all(torch.equal(weight, weights(whole)[name]) for name, weight in weights(resumed).items())
+
+
+def test_a_pivotal_run_is_looked_at_from_where_its_adapter_begins() -> None:
+    recipe = recipe_for(Path("model"), method="pivotal", steps=4000)
+    due = [step for step in range(4001) if looks.is_due(recipe, step)]
+    assert (len(due), due[-1]) == (select.LOOKS, 4000)
+    assert due[0] > PIVOT * 4000
 
 
 @pytest.mark.usefixtures("judged")

@@ -38,6 +38,11 @@ def test_what_fits_is_one_file(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 
+def test_nothing_is_a_file_too(tmp_path: Path) -> None:
+    shards.write({}, tmp_path / "model.safetensors")
+    assert shards.read(tmp_path / "model.safetensors") == {}
+
+
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_shards_come_back_whole(dtype: torch.dtype | None, small: list[int], tmp_path: Path) -> None:
     split = shards.write(TENSORS, tmp_path / "model.safetensors", dtype)

@@ -15,11 +15,12 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
-from dreambooth import Recipe, Run, train
+from dreambooth import Recipe, Run, train, training
 from dreambooth.errors import UserError
 from dreambooth.progress import Step
 from dreambooth.samples import image_generator
 from tests.pictures import picture
+from tests.test_loop import recipe_for
 
 QUICK: dict[str, Any] = {
     "steps": 3,
@@ -269,3 +270,15 @@ def test_a_reporter_hears_everything(tiny_sd: Path, photos: Path, tmp_path: Path
     assert listener.stages == ["class images", "pictures before", "caching", "training", "pictures after"]
     assert [step.step for step in listener.steps] == [1, 2, 3]
     assert all(step.seconds > 0 and step.images_per_second > 0 for step in listener.steps)
+
+
+@pytest.mark.parametrize(
+    ("processes", "told"),
+    [
+        (2, []),
+        (8, ["a step has 2 images for 8 processes: give --batch-size 4, or start 2"]),
+    ],
+)
+def test_processes_without_an_image_are_told(processes: int, told: list[str]) -> None:
+    assert training._idle(recipe_for(Path("model")), processes) == told
+    assert training._idle(recipe_for(Path("model"), batch_size=4), processes) == []

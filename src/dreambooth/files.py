@@ -89,9 +89,9 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def sweep(folder: Path) -> None:
-    """Remove what a killed process left half-written in `folder`, at any depth."""
-    for path in list(folder.rglob(".*.tmp")):
+def sweep(folder: Path, of: str = "*") -> None:
+    """Remove what a killed process left half-written in `folder`, at any depth, of files with names like `of`."""
+    for path in list(folder.rglob(f".{of}.*.tmp")):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:

@@ -56,17 +56,21 @@ def fit(pipe: DiffusionPipeline, family: Family, recipe: Recipe, device: torch.d
         offloads = bool(recipe.offload_blocks)
         recomputes = offloads or bool(recipe.gradient_checkpointing)
         return Fit(_with(recipe, recipe.accumulation or 1, recomputes, offloads), {})
-    tried: list[int] = []
+    tried: list[tuple[int, Recipe]] = []
     for way in _ways(recipe, images, may_offload=processes == 1 and device.type != "cpu"):
         assert way.accumulation is not None
         try:
             needed = int(MARGIN * _step_bytes(pipe, family, way, -(-images // way.accumulation), device))
         except Exception as error:  # whatever it is: the run can do without an estimate
             return Fit(way, {"accumulation": f"the memory of a step cannot be foretold here ({error})"})
-        tried.append(needed)
-        if needed <= room or "memory" in recipe.allow:
-            return Fit(way, _reasons(recipe, way, tried, room), needed)
-    raise UserError(_too_much(recipe, tried[-1], room, processes))
+        tried.append((needed, way))
+        if needed <= room:
+            break
+    else:
+        needed, way = min(tried, key=lambda each: each[0])
+        if "memory" not in recipe.allow:
+            raise UserError(_too_much(recipe, needed, room, processes))
+    return Fit(way, _reasons(recipe, tried[0][0], needed, room), needed)
 
 
 def _step_bytes(pipe: DiffusionPipeline, family: Family, way: Recipe, images: int, device: torch.device) -> int:
@@ -99,7 +103,7 @@ def _room(recipe: Recipe, device: torch.device, processes: int) -> int | None:
 def _ways(recipe: Recipe, images: int, may_offload: bool) -> Iterator[Recipe]:
     """Go through what the user left open, from the fastest to the smallest."""
     most = 1 if recipe.step_in_backward else images  # its gradients are those of one pass
-    splits = [1 << power for power in range(most.bit_length())]
+    splits = sorted({*(1 << power for power in range(most.bit_length())), most})
     for checkpointing in [False, True] if recipe.gradient_checkpointing is None else [recipe.gradient_checkpointing]:
         for accumulation in splits if recipe.accumulation is None else [recipe.accumulation]:
             if not recipe.offload_blocks:
@@ -116,10 +120,9 @@ def _with(recipe: Recipe, accumulation: int, checkpointing: bool, offloads: bool
     return recipe.model_copy(update=how)
 
 
-def _reasons(recipe: Recipe, way: Recipe, tried: list[int], room: int) -> dict[str, str]:
-    first, last = (f"{needed / GIB:.1f}" for needed in (tried[0], tried[-1]))
-    saved = "" if len(tried) == 1 else f" instead of {first}"
-    reason = f"a step takes about {last} GiB{saved}; {room / GIB:.1f} are there"
+def _reasons(recipe: Recipe, first: int, needed: int, room: int) -> dict[str, str]:
+    saved = "" if needed == first else f" instead of {first / GIB:.1f}"
+    reason = f"a step takes about {needed / GIB:.1f} GiB{saved}; {room / GIB:.1f} are there"
     return {name: reason for name in OPEN if getattr(recipe, name) is None}
 
 

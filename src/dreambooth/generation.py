@@ -115,7 +115,6 @@ def generate(
     share = None if consistency == "off" else consistency
     _check_numbers(count=count, seed=seed, inference_steps=inference_steps, guidance=guidance, consistency=share)
     folder = Path(out) if out else _next_folder(target)
-    _check_folder(folder)
     found = find(target, adapters)
     sampling.require_prompted(found.source.family)
     given = {"sampler": sampler, "steps": inference_steps, "guidance": guidance, "size": size, "negative": negative}
@@ -125,6 +124,7 @@ def generate(
     _check_settings(settings, families.get(found.source.family).STRIDE)
     _check_consistency(settings, found)
     wanted = _pictures(texts, range(seed, seed + count), found)
+    _check_folder(folder, {each.file for each in wanted})
     for clash in _clashes(found):
         reporter.say(f"warning: {clash}")
     pipe = load(found)
@@ -245,11 +245,11 @@ def _check_numbers(**values: float | None) -> None:
         _require(value is None or value >= least[name], f"{flag} {value}: give at least {least[name]}")
 
 
-def _check_folder(folder: Path) -> None:
-    """Pictures go into an empty folder, or over earlier ones."""
+def _check_folder(folder: Path, files: set[str]) -> None:
+    """Pictures go into an empty folder, or over earlier ones, of which an interruption may have left a part."""
     _require(folder.is_dir() or not folder.exists(), f"{folder} is a file: choose another --out")
-    there = [file.name for file in folder.iterdir()] if folder.is_dir() else []
-    ours = not there or {"grid.png", "manifest.json"} <= set(there)
+    there = {file.name for file in folder.iterdir() if not file.name.endswith(".tmp")} if folder.is_dir() else set()
+    ours = {"grid.png", "manifest.json"} <= there or there <= files | {"grid.png"}
     _require(ours, f"{folder} holds other files than pictures made by this command: choose another --out")
 
 
@@ -300,8 +300,14 @@ def _photos(run: Run) -> set[str]:
     return {photo["id"] for photo in run.info["photos"]}
 
 
+def _parted(text: str) -> tuple[str, str]:
+    """Part a path and a strength; a path may hold a "=" itself."""
+    path, equals, strength = text.rpartition("=")
+    return (path, strength) if equals and not Path(text).exists() else (text, "")
+
+
 def _strength(text: str) -> tuple[str, float]:
-    path, _, strength = text.partition("=")
+    path, strength = _parted(text)
     try:
         value = float(strength or 1.0)
     except ValueError:
@@ -311,7 +317,7 @@ def _strength(text: str) -> tuple[str, float]:
 
 
 def _is_lora_file(text: str) -> bool:
-    return text.partition("=")[0].endswith(".safetensors")
+    return _parted(text)[0].endswith(".safetensors")
 
 
 def _parse_file(text: str) -> tuple[Path, float]:

@@ -23,6 +23,7 @@ from dreambooth.evaluation.encoders import Encoder
 from dreambooth.evaluation.metrics import Rows
 from dreambooth.files import atomic
 from dreambooth.job import Job
+from dreambooth.methods.pivotal import PIVOT
 from dreambooth.models import CLIP_ENCODER, IDENTITY_ENCODER
 from dreambooth.precision import storage_dtype
 from dreambooth.recipe import Recipe, Subject
@@ -199,10 +200,13 @@ class Watch:
 def is_due(recipe: Recipe, step: int) -> bool:
     """Whether to look after `step` steps: `select.LOOKS` times, the last at the end, more closely early on.
 
-    The more steps a run has done, the less the next ones change.
+    The more steps a run has done, the less the next ones change. While a token alone is learned, before its adapter,
+    there is nothing yet to choose.
     """
     assert recipe.steps is not None, "presets.fill leaves it open for no run"
-    return step in {round(share * recipe.steps) for share in np.geomspace(EARLIEST, 1, select.LOOKS)} - {0}
+    begin = PIVOT if recipe.method == "pivotal" else 0.0
+    shares = begin + (1 - begin) * np.geomspace(EARLIEST, 1, select.LOOKS)
+    return step in {round(share * recipe.steps) for share in shares} - {0}
 
 
 @torch.no_grad()

@@ -295,7 +295,8 @@ def _take_in(job: Job, trained: _Trained, step: int) -> None:
 
 def _resume(job: Job, trained: _Trained) -> tuple[int, bool]:
     """Go back to the last checkpoint; return the steps done, and whether it had been seen there that it is over."""
-    run, steps, watch = job.run, job.recipe.steps, trained.watch
+    run, recipe, watch = job.run, job.recipe, trained.watch
+    steps = recipe.steps
     assert steps is not None
     start = checkpoint.resume(run.checkpoints, trained.kept, trained.optimizer, job.warn)
     starts_P = gather(torch.tensor([start], device=job.accelerator.device)).tolist()
@@ -308,13 +309,15 @@ def _resume(job: Job, trained: _Trained) -> tuple[int, bool]:
         run.cut_steps(start)
     if watch:
         watch.resume(start)
+    if recipe.select and looks.is_due(recipe, start):
+        return start, _look(job, trained, start)  # an interruption may have come before it
     return start, _any(job, bool(watch and watch.is_over))
 
 
 def _look(job: Job, trained: _Trained, step: int) -> bool:
-    """Look at the pictures of the main process; return whether nothing better can be expected."""
+    """Look at the pictures of the main process, once; return whether nothing better can be expected."""
     watch = trained.watch
-    if watch:
+    if watch and step not in [look.step for look in watch.looks]:
         with trained.as_shipped():
             looks.look(job, watch, step, trained.weights)
     return _any(job, bool(watch and watch.is_over))

@@ -94,6 +94,8 @@ def require(recipe: Recipe) -> None:
     rates = (recipe.learning_rate, recipe.text_encoder_learning_rate)
     if name == "prodigy" and recipe.train_text_encoder and len(set(rates)) > 1:
         raise UserError("--optimizer prodigy has one rate for all weights: leave out --text-encoder-learning-rate")
+    if recipe.method == "pivotal" and name in ("prodigy", "schedule-free"):
+        raise UserError(f"--optimizer {name} adapts to the course of one training, and pivotal does two: use another")
     if name == "schedule-free" and (recipe.schedule != "constant" or recipe.warmup):
         raise UserError("--optimizer schedule-free takes the place of a schedule: leave out --schedule and --warmup")
 

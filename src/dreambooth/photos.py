@@ -47,7 +47,7 @@ MASK = ".mask.png"
 
 _CHECKED_SIDE = 512
 _FEW = 3
-_ADVICE = "put 3 to 5 photos of the subject there (JPEG, PNG, HEIC, WebP or TIFF)"
+_READ = "JPEG, PNG, HEIC, WebP or TIFF"
 _pillow_limit = threading.Lock()
 
 
@@ -89,6 +89,7 @@ def read(
     resolution: int,
     look: Callable[[str, Image.Image], object] | None = None,
     aspect: Aspect = "square",
+    of: str = "3 to 5 photos of the subject",
 ) -> list[Finding]:
     """Read and check every entry of a folder, sorted by name (`2.jpg` before `10.jpg`). Sidecars have no entry.
 
@@ -98,6 +99,7 @@ def read(
         look: Called with the name and a reduced version (RGB, at most 512 pixels) of every photo that can be read, so
             that who wants to see them need not decode them again.
         aspect: Whether they are cut square or keep their shape, as in the recipe.
+        of: What belongs there, as advice says it.
 
     Raises:
         UserError: There is no such folder, no photo in it can be used, or one has more than 250 megapixels.
@@ -120,7 +122,7 @@ def read(
     kept = {picture.name: picture for picture in large_enough if picture.name not in originals}
     findings = [_finding(entry, kept.get(entry.name), problems[entry.name]) for entry in listed]
     if not kept:
-        raise UserError(_nothing_usable(folder, findings))
+        raise UserError(_nothing_usable(folder, findings, f"put {of} there ({_READ})"))
     return findings
 
 
@@ -360,9 +362,9 @@ def box(photo: Photo, size: Size, variant: int = 0, seed: int = 0) -> Box:
     return geometry.placed(photo.size, (width, height), across, down)
 
 
-def _nothing_usable(folder: Path, findings: Sequence[Finding]) -> str:
+def _nothing_usable(folder: Path, findings: Sequence[Finding], advice: str) -> str:
     if not findings:
-        return f"{folder} is empty: {_ADVICE}"
+        return f"{folder} is empty: {advice}"
     first = findings[0]
     more = f"; and {len(findings) - 1} more" if len(findings) > 1 else ""
-    return f"no photo in {folder} can be used ({first.file}: {first.problems[0].message}{more}): {_ADVICE}"
+    return f"no photo in {folder} can be used ({first.file}: {first.problems[0].message}{more}): {advice}"

@@ -54,8 +54,8 @@ def parts(pipe: DiffusionPipeline) -> list[nn.Module]:
 
 
 def text_encoders(pipe: DiffusionPipeline) -> list[str]:
-    """Return the names of all text encoders, those that are never trained too."""
-    return [name for name in pipe.components if name.startswith("text_encoder")]
+    """Return the names of all text encoders that are there, those that are never trained too."""
+    return [name for name, part in pipe.components.items() if name.startswith("text_encoder") and part is not None]
 
 
 def _size(part: nn.Module, there: torch.device | None) -> int:

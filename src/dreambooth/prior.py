@@ -182,7 +182,7 @@ def turn(images: ClassImages, reporter: Reporter) -> Iterator[None]:
         reporter.say(f"waiting for another run that draws the same class images, in {images.folder}")
         lock.acquire()
     try:
-        sweep(images.folder)
+        sweep(images.folder, "*.png")  # a run that only plans may be writing the manifest
         yield
     finally:
         lock.release()
@@ -228,9 +228,9 @@ def real(folder: Path, class_noun: str, resolution: int) -> list[Photo]:
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}: give a folder of real class images as --prior-images")
     manifest = folder / "manifest.json"
-    if manifest.is_file():
-        made_for = json.loads(manifest.read_text(encoding="utf-8")).get("prompt")
-        wanted = prompts.class_prompt(class_noun)
-        if made_for != wanted:
-            raise UserError(f"{folder} holds class images of '{made_for}', not of '{wanted}': choose another")
-    return [replace(photo, caption=None) for photo in photos.usable(photos.read(folder, resolution))]
+    made = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
+    wanted = prompts.class_prompt(class_noun)
+    if made.get("prompt", wanted) != wanted:
+        raise UserError(f"{folder} holds class images of '{made['prompt']}', not of '{wanted}': choose another")
+    found = photos.usable(photos.read(folder, resolution, of=f"pictures of {class_noun}s other than the subject"))
+    return [replace(photo, caption=None) for photo in found if not (made and photo.path.name == "grid.png")]

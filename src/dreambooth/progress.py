@@ -215,3 +215,4 @@ def hush_libraries() -> None:
         library.disable_progress_bar()
     logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)  # kernels that it misses, though nobody asked for them
     warnings.filterwarnings("ignore", module=r"(diffusers|transformers|peft)\b")
+    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")

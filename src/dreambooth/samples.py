@@ -32,6 +32,7 @@ class Shot:
         prompt: The template, with `[V]`.
         text: What the model is given.
         seed: Seed of the image's noise.
+        number: Of the prompt among the run's.
         role: "before" or "after" training.
         kind: "subject", "scene" or "class".
     """
@@ -39,6 +40,7 @@ class Shot:
     prompt: str
     text: str
     seed: int
+    number: int
     role: str
     kind: str
 
@@ -46,7 +48,7 @@ class Shot:
     def file(self) -> str:
         """Name of the picture's file."""
         slug = "".join(c if c.isalnum() else "-" for c in self.prompt.replace("[V]", "V"))[:48]
-        return f"{self.role}-{self.kind}-{slug}-{self.seed}.png"
+        return f"{self.role}-{self.kind}-{self.number:02d}-{slug}-{self.seed}.png"
 
 
 def image_generator(seed: int) -> torch.Generator:
@@ -61,11 +63,15 @@ def shots(recipe: Recipe, role: str) -> list[Shot]:
     labels = [prompts.label(recipe.label, noun, index) for index, noun in enumerate(nouns)]
     pairs = [("subject", label) for label in labels]
     pairs += [("class", prompts.class_prompt(noun)) for noun in dict.fromkeys(nouns)]
-    listed = [(kind, text, seed) for kind, text in pairs for seed in range(recipe.samples)]
+    seeds = {"scene": 1}
     if role == "after":
         scenes = recipe.scenes or [scene for label in labels for scene in prompts.scenes(label)]
-        listed += [("scene", text, 0) for text in scenes]
-    return [Shot(text, prompts.fill(text, names), seed, role, kind) for kind, text, seed in listed]
+        pairs += [("scene", text) for text in scenes]
+    return [
+        Shot(text, prompts.fill(text, names), seed, number, role, kind)
+        for number, (kind, text) in enumerate(pairs)
+        for seed in range(seeds.get(kind, recipe.samples))
+    ]
 
 
 def settings(recipe: Recipe) -> Sampling:
@@ -89,18 +95,25 @@ def draw_after(run: Run, pipe: DiffusionPipeline, recipe: Recipe, reporter: Repo
 
 def _draw(run: Run, pipe: DiffusionPipeline, recipe: Recipe, reporter: Reporter, role: str) -> None:
     wanted = shots(recipe, role)
-    there = all((run.samples / shot.file).is_file() for shot in wanted)
+    sampling = settings(recipe)
+    there = _is_of(run, sampling) and all((run.samples / shot.file).is_file() for shot in wanted)
     reporter.stage(f"pictures {role}", len(wanted), len(wanted) if there else 0)
     if there:
         return
     # All of them, even if some are there: an image's last bit depends on how many are drawn beside it.
-    sampling = settings(recipe)
     generators = [image_generator(shot.seed) for shot in wanted]
     for shot, image in zip(wanted, draw(pipe, [s.text for s in wanted], generators, sampling), strict=True):
         with atomic(run.samples / shot.file) as temporary:
             save_png(image, temporary, {"prompt": shot.text, "seed": str(shot.seed)})
         reporter.advance()
     _write_manifest(run, sampling, wanted)
+
+
+def _is_of(run: Run, sampling: Sampling) -> bool:
+    """Whether the run's pictures were drawn with these settings."""
+    path = run.samples / "manifest.json"
+    there = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return all(there.get(name) == value for name, value in sampling.document.items())
 
 
 def _write_manifest(run: Run, sampling: Sampling, drawn: Sequence[Shot]) -> None:

@@ -27,7 +27,7 @@ def write(tensors: Mapping[str, Tensor], file: Path, dtype: torch.dtype | None =
     """
     pattern = f"{file.stem}{{suffix}}{file.suffix}"
     split = split_torch_state_dict_into_shards(dict(tensors), filename_pattern=pattern, max_shard_size=SHARD)
-    for name, held in split.filename_to_tensors.items():
+    for name, held in (split.filename_to_tensors or {file.name: []}).items():
         shard = {each: tensors[each].detach().to("cpu", dtype).contiguous() for each in held}
         save_file(shard, file.with_name(name), metadata={"format": "pt"})
     return split

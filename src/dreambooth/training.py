@@ -9,6 +9,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
 from diffusers import DiffusionPipeline
 from torch import nn
 
@@ -120,9 +121,10 @@ def _begin(plans: Plans, out: Path | None, reporter: Reporter) -> Job:
     """Load the model and settle what depends on its tokenizers."""
     recipe = plans.recipe
     AcceleratorState._reset_state()  # the precision of an earlier run in this process would stick
-    accelerator = Accelerator(
-        mixed_precision="no" if recipe.precision == "fp32" else recipe.precision,
-    )
+    # Some models leave out what their last text layers make, whose weights then have no gradient to average.
+    spread = DistributedDataParallelKwargs(find_unused_parameters=True)
+    precision = "no" if recipe.precision == "fp32" else recipe.precision
+    accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[spread])
     family = families.get(plans.source.family)
     pipe = family.load(plans.source, storage_dtype(recipe))
     if recipe.low_resolution_noise is not None:
@@ -177,11 +179,20 @@ def _announce(job: Job) -> None:
             job.reporter.say(f"identifier {subject.identifier}: {reason}")
     for bucket in plans.buckets:
         job.reporter.say(f"photos at {bucket}")
-    for warning in plans.warnings:
+    for warning in plans.warnings + _idle(recipe, job.accelerator.num_processes):
         job.reporter.say(f"warning: {warning}")
     for name, reason in plans.reasons.items():
         if name in ("model", "precision"):
             job.reporter.say(f"{name} {getattr(recipe, name)}: {reason}")
+
+
+def _idle(recipe: Recipe, processes: int) -> list[str]:
+    """Say how many processes have no image of a step."""
+    photos, images = recipe.batch_size, recipe.batch_size * (2 if recipe.prior_weight else 1)
+    if processes <= images:
+        return []
+    told = f"a step has {images} image{'s' if images > 1 else ''} for {processes} processes"
+    return [f"{told}: give --batch-size {-(-photos * processes // images)}, or start {images}"]
 
 
 def _named(job: Job) -> Iterator[tuple[str, str]]:

@@ -16,6 +16,8 @@ from dreambooth import prompts
 from dreambooth.diffusion import Flow
 from dreambooth.families import sd3
 from dreambooth.models import resolve
+from tests import calls
+from tests.commands import make_photos
 from tests.families.conftest import Model
 from tests.families.stock import PROMPTS, second_call
 
@@ -49,6 +51,14 @@ def test_a_model_without_t5_stays_one(lean: DiffusionPipeline, tmp_path: Path) -
     again = sd3.load(resolve(str(tmp_path)), torch.float32)
     assert again.text_encoder_3 is None
     assert [each.model_max_length for each in prompts.readers(again)] == [77, 77]
+
+
+@pytest.mark.parametrize("more", [(), ("--train-text-encoder",)])
+def test_a_model_without_t5_is_trained(
+    more: tuple[str, ...], debug_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    done = calls.train(make_photos(tmp_path / "photos"), debug_folder("sd3"), *more, out=tmp_path / "run", steps=2)
+    assert done.status == 0, done
 
 
 @pytest.mark.parametrize("has_t5", [False, True])
