@@ -300,7 +300,7 @@ def clip(kind: type[Any], layers: int = 2) -> Any:
         projection_dim=WIDTH,
         vocab_size=49408,
         bos_token_id=49406,
-        eos_token_id=49407,
+        eos_token_id=2,  # which is wrong, and what published configs have
     )
     return kind(config)
 

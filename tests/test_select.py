@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dreambooth import adapters, generation, looks, optimization, select
-from dreambooth.evaluation import encoders
+from dreambooth.evaluation import encoders, metrics
 from dreambooth.methods.pivotal import PIVOT
 from dreambooth.run import Run
 from dreambooth.select import Look, choose, is_over
@@ -81,6 +81,19 @@ def test_the_least_number_of_copies_is_that_of_the_binomial_tail() -> None:
     assert select.least_copies(8, 1 / 3) == 7  # 17 of 6561 have 7 or more, 129 have 6 or more
     assert select.least_copies(8, 2 / 3) == 9  # with two photos even 8 of 8 may be chance
     assert select.least_copies(8, 0.0) == 1
+
+
+@pytest.mark.parametrize(("photos", "share"), [(3, 0.12), (4, 0.05), (5, 0.07)])
+def test_pictures_that_are_as_like_the_photos_as_these_themselves_seldom_count_as_copies(
+    photos: int, share: float
+) -> None:
+    """More often than by the binomial, as all are held against the same photos."""
+    numbers, least, found = np.random.default_rng(0), select.least_copies(8, 2 / (photos + 1)), []
+    for _ in range(5000):
+        rows = numbers.standard_normal((photos + 8, 32))
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        found.append((metrics.copying(rows[photos:], rows[:photos]).excess_G > 0).sum() >= least)
+    assert np.mean(found) == pytest.approx(share, abs=0.015)
 
 
 def test_where_nothing_follows_prompts_the_one_that_does_it_best() -> None:

@@ -22,6 +22,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from dreambooth import geometry, photo_checks
 from dreambooth.ahead import mapped
+from dreambooth.colours import to_srgb
 from dreambooth.errors import UserError
 from dreambooth.geometry import Aspect, Box, Size
 from dreambooth.photo_checks import Picture
@@ -141,7 +142,7 @@ def warnings(findings: Sequence[Finding]) -> list[Problem]:
 
 
 def open_upright(path: Path, background: str = "white") -> Image.Image:
-    """Read a picture of any mode as 8-bit RGB, turned as its EXIF says; the first frame if it has several.
+    """Read a picture of any mode as 8-bit sRGB, turned as its EXIF says; the first frame if it has several.
 
     Args:
         path: The file.
@@ -153,7 +154,7 @@ def open_upright(path: Path, background: str = "white") -> Image.Image:
     """
     with _opened(path) as image:
         ImageOps.exif_transpose(image, in_place=True)
-        return _rgb(image, background)
+        return to_srgb(_rgb(image, background), image.info.get("icc_profile"))
 
 
 def count(folder: Path) -> int:
@@ -246,9 +247,9 @@ def _reduced(path: Path) -> tuple[tuple[int, int], Image.Image]:
             width, height = image.size
         turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
         ImageOps.exif_transpose(image, in_place=True)
-        small = _rgb(image, "white")
+        small, profile = _rgb(image, "white"), image.info.get("icc_profile")
     small.thumbnail((_CHECKED_SIDE, _CHECKED_SIDE), Image.Resampling.BOX, reducing_gap=2.0)
-    return (height, width) if turned else (width, height), small
+    return (height, width) if turned else (width, height), to_srgb(small, profile)
 
 
 @functools.cache
@@ -281,6 +282,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 def _rgb(image: Image.Image, background: str) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         image = _eight_bits(image)
+    if image.mode == "CMYK":
+        image = to_srgb(image, image.info.get("icc_profile"))
     if not image.has_transparency_data:
         return image.convert("RGB")
     canvas = Image.new("RGBA", image.size, background)

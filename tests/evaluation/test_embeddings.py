@@ -161,7 +161,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DREAMBOOTH_CACHE", str(tmp_path / "file"))
     assert embed_files(encoder, files[:2]).shape == (2, 6)
-    (tmp_path / "other" / "embeddings-1.sqlite").mkdir(parents=True)
+    (tmp_path / "other" / f"embeddings-{embeddings.VERSION}.sqlite").mkdir(parents=True)
     monkeypatch.setenv("DREAMBOOTH_CACHE", str(tmp_path / "other"))
     assert embed_files(encoder, files[:2]).shape == (2, 6)
 

@@ -21,6 +21,7 @@ from dreambooth.models import resolve
 from dreambooth.recipe import Recipe
 from dreambooth.samples import image_generator
 from dreambooth.sampling import Sampling, draw
+from tests import debug_models
 from tests.commands import make_photos
 from tests.test_loop import gradients, make_loop, recipe_for
 
@@ -178,6 +179,20 @@ def test_generated_pictures_are_those_of_stock_code(tiny_sd: Path, tmp_path: Pat
     (expected,) = draw(pipe, [made["text"]], [image_generator(3)], Sampling("dpm++", 2, 7.5, 32))
     with Image.open(folder / made["file"]) as image:
         np.testing.assert_array_equal(np.asarray(image), np.asarray(expected))
+
+
+def test_what_follows_a_new_token_counts_in_the_sum_of_a_text(tmp_path: Path) -> None:
+    """Published configs name 2 as the end, with which transformers takes the highest id for it: the new token's."""
+    model = debug_models.build("sdxl", tmp_path / "model")
+    recipe, family, source = inversion(model, resolution=64), families.get("sdxl"), resolve(str(model))
+    pipe = family.load(source, torch.float32)
+    textual_inversion.attach(pipe, family, recipe)
+    textual_inversion.save(pipe, family, source, recipe, tmp_path)
+    for each in (pipe, textual_inversion.load(family, source, recipe, tmp_path)):
+        with torch.no_grad():
+            rows = family.encode_prompts(each, [f"a {TOKEN} on the beach", f"a {TOKEN} in the snow at night"])
+        one, other = (row["pooled_D"] for row in rows)
+        assert torch.dist(one, other) > 0.01
 
 
 def test_it_trains_components_that_others_do_not(tiny_sd: Path) -> None:

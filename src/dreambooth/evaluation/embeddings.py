@@ -30,7 +30,7 @@ BATCH = 32
 GREY = (127, 127, 127)
 TIMEOUT = 60
 """Seconds to wait for another process that writes to the cache."""
-VERSION = 1
+VERSION = 2
 """Part of the cache's name: goes up when the same file would be embedded differently."""
 
 

@@ -144,17 +144,24 @@ def _loads(run: Run, source: Source, format: str, folder: Path) -> list[str]:
     return [
         f'pipe = DiffusionPipeline.from_pretrained("{base}")',
         *(f'PeftModel.from_pretrained(pipe.{part}, "{WHERE}/{part}")' for part in parts),
-        *(_load_file(file) for file in sorted(folder.glob("*.safetensors"))),
+        *(line for file in sorted(folder.glob("*.safetensors")) for line in _load_file(file, source.family != "sd")),
     ]
 
 
-def _load_file(file: Path) -> str:
-    """Return the line that loads a LoRA, or the embeddings of the encoder that their file's name tells."""
+def _load_file(file: Path, pools: bool) -> list[str]:
+    """Return the lines that load a LoRA, or the embeddings of the encoder that their file's name tells.
+
+    Args:
+        file: The file.
+        pools: Whether the model is given a sum of the text too, which `textual_inversion` has CLIP make at its end.
+    """
     if not file.name.startswith(EMBEDS):
-        return f'pipe.load_lora_weights("{WHERE}", weight_name="{file.name}")'
+        return [f'pipe.load_lora_weights("{WHERE}", weight_name="{file.name}")']
     number = file.stem.partition("-")[0].removeprefix(EMBEDS)
-    encoder = f", text_encoder=pipe.text_encoder{number}, tokenizer=pipe.tokenizer{number}" if number else ""
-    return f'pipe.load_textual_inversion("{WHERE}", weight_name="{file.name}"{encoder})'
+    encoder, tokenizer = f"pipe.text_encoder{number}", f"pipe.tokenizer{number}"
+    given = f", text_encoder={encoder}, tokenizer={tokenizer}" if number else ""
+    end = [f"for part in {encoder}.modules():", f"    part.eos_token_id = {tokenizer}.eos_token_id"]
+    return [f'pipe.load_textual_inversion("{WHERE}", weight_name="{file.name}"{given})', *(end if pools else [])]
 
 
 def _facts(run: Run) -> str:

@@ -38,6 +38,7 @@ def attach(pipe: DiffusionPipeline, family: Family, recipe: Recipe) -> list[Grou
         start_KD = torch.stack([_class_embedding(encoder, tokenizer, each) for each in recipe.subjects])
         tokenizer.add_tokens([each.identifier for each in recipe.subjects])
         encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        _pool_at_end(encoder, tokenizer)
         embedding = encoder.get_input_embeddings()
         embedding.register_parameter(ROWS, nn.Parameter(start_KD))
         embedding.register_forward_hook(_put_learned_rows)
@@ -67,6 +68,18 @@ def put(pipe: DiffusionPipeline, family: Family, recipe: Recipe, folder: Path) -
     for name, encoder in family.text_encoders(pipe).items():
         files = [str(file) for file in _files(folder, name, recipe)]
         pipe.load_textual_inversion(files, tokenizer=_tokenizer(pipe, name), text_encoder=encoder)
+        _pool_at_end(encoder, _tokenizer(pipe, name))
+
+
+def _pool_at_end(encoder: nn.Module, tokenizer: Any) -> None:
+    """Have CLIP sum a text up at its end.
+
+    Published configs name another id as the end, with which transformers takes the place of the highest id: a new
+    token's, so that nothing after it would count (its own warning in `modeling_clip.py`).
+    """
+    for module in encoder.modules():
+        if hasattr(module, "eos_token_id"):
+            module.eos_token_id = tokenizer.eos_token_id
 
 
 def _put_learned_rows(embedding: nn.Embedding, inputs: tuple[Tensor, ...], embeds_BLD: Tensor) -> Tensor:
