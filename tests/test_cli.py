@@ -419,6 +419,23 @@ def test_generate_writes_a_picture_each_a_grid_and_a_manifest(lab: Lab) -> None:
     assert all((pictures[0] != other).any() for other in pictures[1:])
 
 
+def test_pictures_that_an_interruption_has_left_are_drawn_over(lab: Lab) -> None:
+    folder, (whole, _) = generate(lab.run, "a [V] dog", out="broken-off", count=2)
+    for name in ("grid.png", "manifest.json", "00-a-V-dog-1.png"):
+        (folder / name).unlink()
+    _, (again, _) = generate(lab.run, "a [V] dog", out="broken-off", count=2)
+    assert (again == whole).all()
+    (folder / "grid.png").unlink()
+    assert "holds other files" in call("generate", lab.run, "a [V] cat", "--out", folder).refusal
+
+
+def test_a_path_may_hold_an_equals_sign(lab: Lab) -> None:
+    run = Path(shutil.copytree(lab.run, "rate=1e-4"))
+    _, (whole,) = generate(lab.model, "a ohwx dog", out="equals", adapter=run)
+    _, (half,) = generate(lab.model, "a ohwx dog", out="equals-half", adapter=f"{run}=0.5")
+    assert (whole != half).any()
+
+
 def test_strength_0_is_the_base_model_and_others_are_not(lab: Lab) -> None:
     _, (base,) = generate(lab.model, "a ohwx dog", out="base", guidance=2)
     _, (off,) = generate(lab.run, "a [V] dog", out="off", adapter=f"{lab.run}=0")

@@ -265,3 +265,16 @@ def test_a_run_opens_and_tells_what_it_is(lab: Lab) -> None:
     assert [entry["step"] for entry in steps_of(run.path)] == [1, 2, 3, 4]
     assert run.report.read_text(encoding="utf-8").startswith("<!doctype html>")
     assert os.listdir(run.adapter) == ["pytorch_lora_weights.safetensors"]
+
+
+def test_pictures_of_before_are_drawn_as_those_of_after(lab: Lab, tmp_path: Path) -> None:
+    """Also where a run that was interrupted goes on with another guidance, which is no part of its identity."""
+    run = tmp_path / "run"
+    assert train(lab.photos, lab.model, out=run, samples=1, steps=2).status == 0
+    (before,) = (run / "samples").glob("before-subject-*.png")
+    was = before.read_bytes()
+    assert train(lab.photos, lab.model, out=run, samples=1, steps=4).status == 0
+    assert before.read_bytes() == was
+    assert train(lab.photos, lab.model, out=run, samples=1, steps=6, guidance=2.5).status == 0
+    assert before.read_bytes() != was
+    assert json.loads((run / "samples" / "manifest.json").read_text(encoding="utf-8"))["guidance"] == 2.5
