@@ -81,6 +81,59 @@ def test_a_subject_that_was_not_learned_and_appears_for_another_is_a_leak() -> N
     assert '"a y mug" moved 100% of the way towards the dog' in swapped.text
 
 
+def looks(draw: np.random.Generator, shared: float) -> np.ndarray:
+    """Looks of two subjects that have a share of their variance in common, (2, 64)."""
+    common, own = draw.normal(size=64) / 8, draw.normal(size=(2, 64)) / 8
+    return np.asarray(np.sqrt(shared) * common + np.sqrt(1 - shared) * own)
+
+
+def level_of(
+    draw: np.random.Generator, shared: float, leak: float = 0.0, learned: float = 1.0, rough: float = 1.0
+) -> str:
+    """The level of a run of two dogs: 4 photos of each, `rough` times as unlike as pictures are, and 12 pictures."""
+    one, two = looks(draw, shared)
+    kind, others = draw.normal(size=64) / 8, draw.normal(size=(2, 12, 64)) / 8
+
+    def pictures(look: np.ndarray, count: int, rough: float = 1.0) -> np.ndarray:
+        return unit(kind + look + 0.6 * rough * draw.normal(size=(count, 64)) / 8)
+
+    mine = [
+        learned * look + (1 - learned) * other
+        for look, other in zip((one, two + leak * (one - two)), others, strict=True)
+    ]
+    tuned, bare, frozen = ([pictures(look, 12) for look in some] for some in (mine, others, others))
+    real = [pictures(look, 4, rough) for look in (one, two)]
+    return finding(leaks(Drawn(TEXTS, tuned + bare, frozen, real)), ["dog", "mug"]).level
+
+
+@pytest.mark.parametrize(("learned", "rough"), [(1.0, 1.0), (1.0, 1.3), (0.0, 1.0)])
+def test_subjects_that_look_alike_do_not_leak(learned: float, rough: float) -> None:
+    """Whether they were learned or not, and where photos have more accidents than pictures."""
+    draw = np.random.default_rng(7)
+    told = [level_of(draw, shared, 0.0, learned, rough) for shared in (0.0, 0.2, 0.4, 0.6) for _ in range(30)]
+    assert told.count("bad") == 0
+    assert told.count("watch") <= 0.05 * len(told)
+    assert told.count("good") >= 0.7 * len(told)
+
+
+@pytest.mark.parametrize(("shared", "least"), [(0.0, "bad"), (0.2, "bad"), (0.4, "bad"), (0.6, "watch")])
+def test_a_leak_of_subjects_that_look_alike_is_found(shared: float, least: str) -> None:
+    """Pictures of the second go half of the way to the first."""
+    draw = np.random.default_rng(8)
+    told = [level_of(draw, shared, leak=0.5) for _ in range(15)]
+    assert told.count("good") == 0
+    assert sum(level in ("bad", least) for level in told) >= 14
+
+
+def test_a_large_leak_of_too_few_pictures_is_not_told_as_one() -> None:
+    dog, mug, plain = np.eye(16)[:3]
+    tuned = [unit(np.stack([dog, dog])), unit(np.stack([mug, mug + dog])), plain[None].repeat(2, 0)]
+    drawn = Drawn(TEXTS[:3], tuned, [each[:2] for each in frozen()], photos())
+    told = finding(leaks(drawn), ["dog", "mug"])
+    assert told.level == "unknown"
+    assert "It may be chance: draw more pictures (--class-count)" in told.text
+
+
 def test_where_photos_are_less_alike_than_the_class_leakage_cannot_be_told() -> None:
     apart = [np.eye(16)[4:8], np.eye(16)[[1] * 4]]
     towards_class = [unit(np.ones((8, 16))), frozen()[1]]

@@ -20,6 +20,7 @@ from dreambooth.evaluation.statistics import (
     compare,
     estimate,
     holm,
+    unpaired,
 )
 
 
@@ -186,6 +187,32 @@ def test_three_thousand_rows_take_no_time() -> None:
     estimate(table, resamples=2000)
     estimate(table, over="pictures", resamples=2000)
     assert time.perf_counter() - start < 2
+
+
+@pytest.mark.parametrize(("sizes", "spreads"), [((12, 4), (1, 1)), ((12, 4), (0.5, 1)), ((6, 6), (1, 1))])
+def test_the_difference_of_two_groups_holds_the_truth(sizes: tuple[int, int], spreads: tuple[float, float]) -> None:
+    rng, hits = np.random.default_rng(0), 0
+    for _ in range(300):
+        one, two = (spread * rng.normal(size=size) for spread, size in zip(spreads, sizes, strict=True))
+        found = unpaired(one, two)
+        assert found.value == pytest.approx(one.mean() - two.mean())
+        assert found.low is not None
+        assert found.high is not None
+        hits += found.low <= 0 <= found.high
+    assert 0.86 < hits / 300 < 0.99
+
+
+def test_a_group_of_one_has_no_spread_to_know() -> None:
+    found = unpaired(np.arange(8.0), np.array([1.0]))
+    assert (found.value, found.low, found.high, found.over) == (2.5, None, None, None)
+
+
+def test_intervals_among_others_hold_the_truth_all_together() -> None:
+    rng, hits = np.random.default_rng(0), 0
+    for _ in range(200):
+        found = [estimate(scores(rng.normal(size=(1, 1, 12))), resamples=1000, among=10) for _ in range(10)]
+        hits += all(each.low is not None and each.low <= 0 <= (each.high or 0) for each in found)
+    assert hits / 200 > 0.89
 
 
 def test_a_paired_comparison_sees_what_two_intervals_hide() -> None:

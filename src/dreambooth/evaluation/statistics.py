@@ -137,7 +137,9 @@ _Tree = list[list[Values]]
 """The rows of each prompt of each subject."""
 
 
-def estimate(scores: Scores, over: Level | None = None, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
+def estimate(
+    scores: Scores, over: Level | None = None, resamples: int = RESAMPLES, seed: int = 0, among: int = 1
+) -> Estimate:
     """Return the mean of rows with its bootstrap interval.
 
     Only one level is resampled: resampling pictures within prompts within subjects would count the noise of the lower
@@ -150,6 +152,7 @@ def estimate(scores: Scores, over: Level | None = None, resamples: int = RESAMPL
         over: The level to resample. Default: the highest with `LEAST_FREEDOM` degrees of freedom.
         resamples: Resamples of the bootstrap.
         seed: Seed of the bootstrap.
+        among: Number of intervals that are to hold the truth all together, of which this is one (Bonferroni).
     """
     known = _known(scores)
     if not len(known.value_N):
@@ -160,8 +163,26 @@ def estimate(scores: Scores, over: Level | None = None, resamples: int = RESAMPL
     strata = _strata(tree, level) if level else []
     if _freedom(strata) < LEAST_FREEDOM or _flat(strata):
         return Estimate(value, None, None, len(known.value_N))
-    low, high = _interval(strata, resamples, seed)
+    low, high = _interval(strata, resamples, seed, among)
     return Estimate(value, value + low, value + high, len(known.value_N), level)
+
+
+def unpaired(one_N: Values, two_M: Values, among: int = 1) -> Estimate:
+    """Return the mean of some values minus the mean of others, none of which belongs to one of the first.
+
+    The interval speaks of other values of both groups, each with its own spread; there is none where a group has a
+    single value, whose spread nobody knows.
+
+    Args:
+        one_N: The first group.
+        two_M: The second.
+        among: As in `estimate`.
+    """
+    groups = np.repeat([0, 1], [len(one_N), len(two_M)])
+    value_N = np.concatenate([2 * one_N, -2 * two_M])  # the figure is the mean of the two groups' means
+    names = np.zeros(len(groups), int)
+    found = estimate(Scores(value_N, names, groups, np.arange(len(groups)), names), "pictures", among=among)
+    return found if min(len(one_N), len(two_M)) > 1 else replace(found, low=None, high=None, over=None)
 
 
 def by(scores: Scores, column: Literal["subject", "prompt", "kind"]) -> dict[str, Estimate]:
@@ -255,9 +276,10 @@ def _level(tree: _Tree) -> Level | None:
     return next((level for level in levels if _freedom(_strata(tree, level)) >= LEAST_FREEDOM), None)
 
 
-def _interval(strata: list[_Stratum], resamples: int, seed: int) -> tuple[float, float]:
+def _interval(strata: list[_Stratum], resamples: int, seed: int, among: int) -> tuple[float, float]:
     """Lower and upper bound of the figure's error."""
     rng = np.random.default_rng(seed)
+    resamples *= among  # the bounds lie farther out, where fewer of them fall
     error_B = np.zeros(resamples)
     for stratum in strata:
         count = len(stratum.unit_U)
@@ -265,17 +287,17 @@ def _interval(strata: list[_Stratum], resamples: int, seed: int) -> tuple[float,
             deviation_U = (stratum.unit_U - stratum.unit_U.mean()) * math.sqrt(count / (count - 1))
             drawn_BU = rng.integers(count, size=(resamples, count))
             error_B += stratum.weight * deviation_U[drawn_BU].sum(axis=1)
-    tail = _normal_tail(_student(_freedom(strata)))
+    tail = _normal_tail(_student(_freedom(strata), 1 - (1 - CONFIDENCE) / among))
     low, high = np.quantile(error_B, [tail, 1 - tail])
     return float(low), float(high)
 
 
 @cache
-def _student(freedom: int) -> float:
+def _student(freedom: int, confidence: float) -> float:
     """Student's t of the upper bound. Its angle, tan(angle) = t / sqrt(freedom), has the density cos^(freedom - 1)."""
     angle = np.linspace(-np.pi / 2, np.pi / 2, 200_001)
     share = np.cumsum(np.clip(np.cos(angle), 0, None) ** (freedom - 1))
-    return math.sqrt(freedom) * math.tan(np.interp((1 + CONFIDENCE) / 2, share / share[-1], angle))
+    return math.sqrt(freedom) * math.tan(np.interp((1 + confidence) / 2, share / share[-1], angle))
 
 
 def _normal_tail(score: float) -> float:

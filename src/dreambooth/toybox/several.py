@@ -99,7 +99,7 @@ def measure(study: Study, pair: Pair, reporter: Reporter) -> dict[str, Rows]:
     depends = [plans.identity(filled), filled.steps, filled.inference_steps, filled.guidance, filled.sampler]
     found = {}
     for way in WAYS:
-        key = hashed([way, "to the photos", *depends, PICTURES.class_count])
+        key = hashed([way, "beyond the photos' own likeness", *depends, PICTURES.class_count])
         found[way] = study.recall(way, pair.name, 0, key, functools.partial(_teach, study, pair, given, way, reporter))
     return found
 
@@ -109,7 +109,8 @@ def rows_of(pair: Pair, drawn: Sequence[Drawn], truth_SRD: Sequence[EmbeddedRows
 
     `way`: how far each subject's own pictures have come from the frozen model's class (0) to what the photos are to
     one another (1). `right`: how many of them are nearer to its truth than to the other subject's. `named` and `bare`:
-    how much of that way is gone by the pictures of each text that names another subject, and of each that names none.
+    how much of that way is gone by the pictures of each text that names another subject, beyond what that one resembles
+    this by itself (`leakage.Leak`), and of each that names none.
 
     Args:
         pair: The subjects.
@@ -140,8 +141,9 @@ def write_up(found: Mapping[Pair, Mapping[str, Rows]]) -> str:
         "",
         '`way`: how far the pictures of "a [V] class" have come from the frozen model\'s "a class" (0) to what the',
         "photos are to one another (1). `right`: the share of them nearer to renders of their own subject than to the",
-        "other's. `named` and `bare`: how much of that way is gone by pictures of the other subject, and of a bare",
-        "class, which shall not go it. All by the toybox's identity encoder; intervals (95 %) are over pairs.",
+        "other's. `named` and `bare`: how much of that way is gone by pictures of the other subject, beyond what its",
+        "own photos resemble these, and by those of a bare class, which shall not go it. All by the toybox's identity",
+        "encoder; intervals (95 %) are over pairs.",
     ]
     for title, is_one in (("Two classes", False), ("One class", True)):
         some = [rows for pair, rows in found.items() if pair.is_of_one_class is is_one]
