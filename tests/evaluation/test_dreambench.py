@@ -70,6 +70,7 @@ def test_own_prompts(tmp_path: Path) -> None:
     [
         ("- a dog on the moon\n", "does not name the subject once"),
         ("- a [V] dog and a [V] dog\n", "does not name the subject once"),
+        ("- a [V] dog at sea\n- red [V]\n- a {} at sea\n", "asks for '{} at sea' twice: take one out"),
         ("prompts: 3\n", "no list of prompts"),
         ("- [\n", "no prompts in"),
         ("- 3\n", "no list of prompts"),

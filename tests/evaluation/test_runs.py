@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dreambooth.errors import UserError
 from dreambooth.evaluation import embeddings, encoders
 from dreambooth.evaluation.comparison import compare
 from dreambooth.evaluation.material import Plan
@@ -210,6 +211,35 @@ def test_counts_that_draw_nothing_are_refused_before_anything_is_removed(run: Pa
         refusal = calls.call("evaluate", run, "--prompts", prompts, flag, value, *flags()).refusal
         assert str(value) in refusal or "no photo 9 among 3" in refusal
     assert sorted((run / "evaluation").rglob("*.png")) == there
+
+
+def test_only_runs_of_the_same_subject_are_compared(run: Path, tiny_sd: Path, tmp_path: Path) -> None:
+    photos = Run(run).recipe.subjects[0].photos
+    others = {
+        "vase": (photos, "vase", "are of a dog and a vase: compare runs of the same subject and class"),
+        "new": (make_photos(tmp_path / "new", ((80, 96),) * 3), "dog", "were trained on different photos of the dog"),
+    }
+    for name, (folder, noun, said) in others.items():
+        done = calls.train(folder, tiny_sd, out=tmp_path / "runs" / name, inference_steps=2, **{"class": noun})
+        assert done.status == 0, done
+        refusal = calls.call("evaluate", run, tmp_path / "runs" / name, *flags()).refusal
+        assert refusal.startswith(f"{run} and {tmp_path / 'runs' / name} {said}")
+        assert not (run / "evaluation").exists()
+
+
+def test_pictures_are_paired_by_what_their_prompts_ask_for(run: Path, prompts: str, tmp_path: Path) -> None:
+    """Whatever their order in the lists; and runs with other prompts are refused."""
+    (tmp_path / "turned.yaml").write_text("".join(reversed(PROMPTS.splitlines(keepends=True))))
+    (tmp_path / "others.yaml").write_text("- a [V] dog in the snow\n- a [V] dog at sea\n")
+    found = evaluate(run, plan(prompts), **ENCODERS)
+    turned, others = (
+        evaluate(Path(shutil.copytree(run, tmp_path / name)), plan(str(tmp_path / f"{name}.yaml")), **ENCODERS)
+        for name in ("turned", "others")
+    )
+    for pair in compare([found, turned])["pairs"]:
+        assert pair["difference"]["value"] == pytest.approx(0, abs=1e-3), pair["metric"]  # drawn in other batches
+    with pytest.raises(UserError, match=r"differ in 3 prompts, such as 'red \{\}': evaluate both with the same"):
+        compare([found, others])
 
 
 def test_comparing_needs_the_same_encoders(run: Path, prompts: str) -> None:

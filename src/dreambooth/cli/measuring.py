@@ -139,7 +139,7 @@ def _print_problem(problem: Problem, indent: str) -> None:
 
 @app.command
 def evaluate(
-    runs: Annotated[list[Path], Parameter(help="Run folders; several are compared.")],
+    runs: Annotated[list[Path], Parameter(help="Run folders; several of the same photos and class are compared.")],
     /,
     *,
     prompts: Annotated[
@@ -164,14 +164,16 @@ def evaluate(
 ) -> None:
     """Measure runs by the paper's protocol: identity, prompt fidelity, diversity, copying, drift."""
     with reporting(log_format) as reporter:
-        from dreambooth.evaluation.comparison import compare, write
-        from dreambooth.evaluation.material import Plan
+        from dreambooth.evaluation.comparison import compare, require_alike, write
+        from dreambooth.evaluation.material import Plan, gather_all
         from dreambooth.evaluation.metrics import Options
         from dreambooth.evaluation.runs import evaluate as evaluate_run
+        from dreambooth.run import Run
 
         plan, options = Plan(prompts, count, class_count, seed), Options(references, diversity=diversity)
         common: dict[str, Any] = {"identity_encoder": identity_encoder, "clip_encoder": clip_encoder}
         common |= {"held_out": held_out, "mask_folder": masks, "reporter": reporter}
+        require_alike([gather_all(Run.open(run), plan) for run in runs])
         found = [evaluate_run(run, plan, options, **common) for run in runs]
         compared = compare(found) if len(found) > 1 else None
         page = write(compared, out) if compared else None

@@ -12,7 +12,9 @@ import numpy as np
 
 from dreambooth.errors import UserError
 from dreambooth.evaluation import statistics
+from dreambooth.evaluation.material import Material
 from dreambooth.evaluation.runs import Evaluation
+from dreambooth.evaluation.scoring import ALONE
 from dreambooth.evaluation.statistics import Scores
 from dreambooth.files import write_json
 from dreambooth.reporting_scores import compare_page
@@ -25,8 +27,10 @@ def compare(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     """Return the runs' scores and the paired differences of every two, for `comparison.json` and its page.
 
     Raises:
-        UserError: Two runs were not evaluated on the same prompts and seeds, or not by the same encoders.
+        UserError: Two runs are not of the same subjects and prompts (`require_alike`), or were not evaluated on the
+            same seeds, or not by the same encoders.
     """
+    require_alike([each.materials for each in evaluations])
     pairs = [
         {"a": _name(one), "b": _name(two), "metric": metric, **_difference(one, two, metric)}
         for one, two in combinations(evaluations, 2)
@@ -38,10 +42,38 @@ def compare(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     return {"runs": [_run(each) for each in evaluations], "pairs": pairs}
 
 
+def require_alike(runs: Sequence[Sequence[Material]]) -> None:
+    """Refuse runs between which a difference would say nothing of how they were trained; nothing needs to be drawn yet.
+
+    Args:
+        runs: Each run's subjects.
+
+    Raises:
+        UserError: They differ in their subjects' number, classes, photos or prompts.
+    """
+    first, *others = runs
+    for other in others:
+        both = f"{first[0].run.path} and {other[0].run.path}"
+        if len(first) != len(other):
+            raise UserError(f"{both} have {len(first)} and {len(other)} subjects: compare runs of the same subjects")
+        for one, two in zip(first, other, strict=True):
+            _require_alike(one, two, both)
+
+
 def write(compared: dict[str, Any], out: Path) -> Path:
     """Write `comparison.json` and its page into a folder; return the page."""
     write_json(out / "comparison.json", compared)
     return compare_page(compared, out / "comparison.html")
+
+
+def _require_alike(one: Material, two: Material, both: str) -> None:
+    if one.noun != two.noun:
+        raise UserError(f"{both} are of a {one.noun} and a {two.noun}: compare runs of the same subject and class")
+    if {photo.id for photo in one.photos} != {photo.id for photo in two.photos}:
+        raise UserError(f"{both} were trained on different photos of the {one.noun}: compare runs of the same ones")
+    lone = sorted({prompt.scene for prompt in one.prompts} ^ {prompt.scene for prompt in two.prompts})
+    if lone:
+        raise UserError(f"{both} differ in {len(lone)} prompts, such as '{lone[0]}': evaluate both with the same")
 
 
 def _difference(one: Evaluation, two: Evaluation, metric: str) -> dict[str, Any]:
@@ -52,9 +84,15 @@ def _difference(one: Evaluation, two: Evaluation, metric: str) -> dict[str, Any]
 
 
 def _common(evaluation: Evaluation, metric: str) -> Scores:
-    """The rows without the name of their run, by which subjects of different runs are told apart."""
+    """The rows by what is the same in every run: subjects without the name of their run, and prompts by their scene."""
     scores, name = evaluation.rows[metric], evaluation.run.path.name
-    return replace(scores, subject_N=np.array([str(each).removeprefix(name) for each in scores.subject_N]))
+    scenes = {each.name: [prompt.scene for prompt in each.prompts] for each in evaluation.materials}
+    keys = [
+        "" if kind == ALONE else scenes[subject][prompt]
+        for subject, prompt, kind in zip(scores.subject_N, scores.prompt_N, scores.kind_N, strict=True)
+    ]
+    subjects = [str(each).removeprefix(name) for each in scores.subject_N]
+    return replace(scores, subject_N=np.array(subjects), prompt_N=np.array(keys))
 
 
 def _run(evaluation: Evaluation) -> dict[str, Any]:

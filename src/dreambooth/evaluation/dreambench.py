@@ -144,13 +144,17 @@ def choose(class_noun: str, asked: str | None = None, others: Sequence[str] = ()
         others: Classes of the run's other subjects, which the list may name as well.
 
     Raises:
-        UserError: There is no such list, or a prompt in it has no place for the subject.
+        UserError: There is no such list, or a prompt in it has no place for the subject or is there twice.
     """
     if asked is None:
         return SETS["live" if is_live(class_noun) else "object"]
     if asked in SETS:
         return SETS[asked]
-    return tuple(_own(text, (class_noun, *others), asked) for text in _read(Path(asked)))
+    own = [_own(text, (class_noun, *others), asked) for text in _read(Path(asked))]
+    twice = next((prompt.scene for at, prompt in enumerate(own) if prompt in own[:at]), None)
+    if twice is not None:
+        raise UserError(f"{asked} asks for '{twice}' twice: take one out, --count draws more pictures of each prompt")
+    return tuple(own)
 
 
 def _read(path: Path) -> list[str]:

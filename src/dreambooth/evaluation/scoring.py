@@ -12,6 +12,8 @@ from dreambooth.evaluation.statistics import Scores
 
 PAIRED = frozenset({"div", "ceiling_div", "diversity_drift"})
 """Metrics whose rows share pairs of pictures."""
+ALONE = "alone"
+"""The kind of rows that belong to no prompt of the list."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Texts:
 
 def alone(subject: str, value_N: Values, pairs: bool = False) -> Scores:
     """Values of pictures of one text, or of photos: the interval speaks of other ones."""
-    return Grid(subject, ("alone",), tuple(range(len(value_N)))).scores(value_N, pairs)
+    return Grid(subject, (ALONE,), tuple(range(len(value_N)))).scores(value_N, pairs)
 
 
 def score(identity: Embedded, clip: Embedded, texts: Texts, grid: Grid, options: Options) -> dict[str, Scores]:
