@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from dreambooth.errors import UserError
 from dreambooth.evaluation import embeddings, encoders
 from dreambooth.evaluation.comparison import compare
 from dreambooth.evaluation.material import Plan
+from dreambooth.evaluation.metrics import Options
 from dreambooth.evaluation.runs import evaluate
 from dreambooth.run import Run
 from tests import calls
@@ -157,6 +159,38 @@ def test_held_out_photos_must_be_held_out(run: Path, prompts: str) -> None:
     assert "was trained on" in calls.call("evaluate", run, *arguments).refusal
 
 
+@pytest.mark.parametrize("words", [("--references", "held-out"), ("--diversity", "lpips-alex")])
+def test_what_is_not_there_is_said_before_anything_is_drawn(
+    run: Path, prompts: str, words: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    refusal = calls.call("evaluate", run, "--prompts", prompts, *words, *flags()).refusal
+    assert "give --held-out FOLDER" in refusal or "pip install 'dreambooth[lpips]'" in refusal
+    assert not (run / "evaluation").exists()
+
+
+def halve(files: dict[str, list[Path]], folder: Path) -> dict[str, dict[str, list[Path]]]:
+    """Write masks of the left halves of pictures into `folder/masks`; return pictures of each side alone, on grey."""
+    halves: dict[str, dict[str, list[Path]]] = {"foreground": {}, "background": {}}
+    for name, file in ((name, file) for name, some in files.items() for file in some):
+        picture = Image.open(file).convert("RGB")
+        mask = Image.new("L", picture.size)
+        mask.paste(255, (0, 0, picture.width // 2, picture.height))
+        masks = folder / "masks" / name
+        masks.mkdir(parents=True, exist_ok=True)
+        mask.save(masks / f"{file.stem}.png")
+        for side, kept in (("foreground", mask), ("background", mask.point(lambda value: 255 - value))):
+            half = folder / f"{side}-{name}-{file.stem}.png"
+            Image.composite(picture, Image.new("RGB", picture.size, embeddings.GREY), kept).save(half)
+            halves[side].setdefault(name, []).append(half)
+    return halves
+
+
+def likeness(one: list[Path], two: list[Path]) -> float:
+    encoder = encoders.load("toybox-identity", "cpu")
+    return float((embeddings.embed_files(encoder, one) @ embeddings.embed_files(encoder, two).T).mean())
+
+
 def test_masks_tell_the_subject_from_its_surroundings(run: Path, prompts: str, tmp_path: Path) -> None:
     """The scores of one side of the masks are those of pictures that show only that side, on grey."""
     material = evaluate(run, plan(prompts), **ENCODERS).materials[0]
@@ -165,26 +199,33 @@ def test_masks_tell_the_subject_from_its_surroundings(run: Path, prompts: str, t
         "frozen": [shot.file for shot in material.frozen.shots],
         "photos": [photo.path for photo in material.photos],
     }
-    halves: dict[str, dict[str, list[Path]]] = {"foreground": {}, "background": {}}
-    for name, files in sets.items():
-        for file in files:
-            picture = Image.open(file).convert("RGB")
-            mask = Image.new("L", picture.size)
-            mask.paste(255, (0, 0, picture.width // 2, picture.height))
-            masks = tmp_path / "masks" / name
-            masks.mkdir(parents=True, exist_ok=True)
-            mask.save(masks / f"{file.stem}.png")
-            for side, kept in (("foreground", mask), ("background", mask.point(lambda value: 255 - value))):
-                half = tmp_path / f"{side}-{name}-{file.stem}.png"
-                Image.composite(picture, Image.new("RGB", picture.size, embeddings.GREY), kept).save(half)
-                halves[side].setdefault(name, []).append(half)
+    halves = halve(sets, tmp_path)
     figures = evaluate(run, plan(prompts), **ENCODERS, mask_folder=tmp_path / "masks").figures
-    encoder = encoders.load("toybox-identity", "cpu")
     for side, score in (("foreground", "foreground_dino"), ("background", "background")):
-        rows = {name: embeddings.embed_files(encoder, files) for name, files in halves[side].items()}
         for label, name in ((score, "tuned"), (f"floor_{score}", "frozen")):
-            assert figures[label].value == pytest.approx(float((rows[name] @ rows["photos"].T).mean()), abs=1e-5)
+            expected = likeness(halves[side][name], halves[side]["photos"])
+            assert figures[label].value == pytest.approx(expected, abs=1e-5)
     assert figures["foreground_dino"].value != pytest.approx(figures["background"].value, abs=1e-3)
+
+
+def test_masks_serve_photos_that_are_held_out_too(run: Path, prompts: str, tmp_path: Path) -> None:
+    held_out = make_photos(tmp_path / "held out", ((80, 96),) * 2)
+    material = evaluate(run, plan(prompts), **ENCODERS).materials[0]
+    sets = {
+        "tuned": [shot.file for shot in material.tuned.shots],
+        "photos": [photo.path for photo in material.photos],
+        "held-out": sorted(held_out.glob("*.png")),
+    }
+    halves = halve(sets, tmp_path)
+    asked = {"held_out": held_out, "mask_folder": tmp_path / "masks", **ENCODERS}
+    for rule, name in (("held-out", "held-out"), ("all", "photos")):
+        figures = evaluate(run, plan(prompts), Options(rule), **asked).figures
+        expected = likeness(halves["foreground"]["tuned"], halves["foreground"][name])
+        assert figures["foreground_dino"].value == pytest.approx(expected, abs=1e-5)
+    (tmp_path / "masks" / "held-out" / "1.png").unlink()
+    evaluate(run, plan(prompts), **asked)  # which does not look at them
+    with pytest.raises(UserError, match=r"1\.png has no mask .*held-out"):
+        evaluate(run, plan(prompts), Options("held-out"), **asked)
 
 
 def test_a_missing_mask_is_named_before_anything_is_drawn(run: Path, prompts: str, tmp_path: Path) -> None:

@@ -153,7 +153,8 @@ def evaluate(
     ] = "all",
     held_out: Annotated[Path | None, Parameter(help="Folder of photos that were not trained on.")] = None,
     masks: Annotated[
-        Path | None, Parameter(help="Folder of masks (tuned/, frozen/, photos/) for scores without backgrounds.")
+        Path | None,
+        Parameter(help="Folder of masks (tuned/, frozen/, photos/, held-out/) for scores without backgrounds."),
     ] = None,
     diversity: Annotated[Literal["dino", "lpips-alex"], Parameter(help="What DIV is measured by.")] = "dino",
     identity_encoder: Annotated[str | None, Parameter(help="Encoder of DINO. Default: by the base model.")] = None,

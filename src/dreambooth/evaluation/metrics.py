@@ -280,8 +280,13 @@ def _reference_rule(rule: str) -> tuple[str, int]:
     raise UserError(f"no rule of references is called '{rule}': give all, held-out, centroid or fixed:K")
 
 
-def require_reference(rule: str, count: int) -> None:
-    """Refuse a rule of references that fixes a photo which there is not among so many.
+def require_reference(rule: str, count: int, held_out: int) -> None:
+    """Refuse a rule of references that asks for photos which there are not.
+
+    Args:
+        rule: See `Options.references`.
+        count: How many photos there are.
+        held_out: How many that were not trained on.
 
     Raises:
         UserError: It does.
@@ -289,15 +294,17 @@ def require_reference(rule: str, count: int) -> None:
     name, photo = _reference_rule(rule)
     if name == "fixed" and photo >= count:
         raise UserError(f"there is no photo {photo} among {count}: give fixed:0 to fixed:{count - 1}")
+    if name == "held-out" and not held_out:
+        raise UserError(
+            "the rule 'held-out' needs photos that were not trained on: give --held-out FOLDER, or use 'all'"
+        )
 
 
 def _references(real_RD: Rows, rule: str, held_out_HD: Rows | None) -> Rows:
     name, photo = _reference_rule(rule)
-    if name == "held-out":
-        if held_out_HD is None or not len(held_out_HD):
-            raise UserError("the rule 'held-out' needs photos that were not trained on: give some, or use 'all'")
+    require_reference(rule, len(real_RD), 0 if held_out_HD is None else len(held_out_HD))
+    if name == "held-out" and held_out_HD is not None:
         return held_out_HD
-    require_reference(rule, len(real_RD))
     if name == "fixed":
         return real_RD[photo : photo + 1]
     if name == "centroid":

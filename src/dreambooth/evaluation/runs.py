@@ -23,6 +23,7 @@ from dreambooth.evaluation.scoring import Embedded, Grid, Texts, alone, score
 from dreambooth.evaluation.statistics import Estimate, Scores
 from dreambooth.files import write_json
 from dreambooth.models import CLIP_ENCODER, IDENTITY_ENCODER, resolve
+from dreambooth.photos import Photo
 from dreambooth.progress import Reporter, Silent
 from dreambooth.reporting import report
 from dreambooth.run import Run
@@ -64,6 +65,40 @@ class Evaluation:
     document: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A subject of a run, ready to be drawn and scored.
+
+    Attributes:
+        material: What is to be scored.
+        held_out: Photos of it that were not trained on.
+        masked: The masks of its pictures, where there are some.
+    """
+
+    material: Material
+    held_out: list[Photo]
+    masked: Masked | None
+
+
+def prepare(
+    run: str | Path, plan: Plan, options: Options, held_out: Path | None = None, mask_folder: Path | None = None
+) -> list[Prepared]:
+    """Find all that `evaluate` needs of a run's subjects, and refuse what it cannot do, before anything is drawn.
+
+    The arguments are those of `evaluate`.
+
+    Raises:
+        UserError: The run is not finished, its photos, masks or held-out photos are not there, or no such prompts.
+    """
+    found = []
+    for material in gather_all(Run.open(run), plan):
+        apart = _held_out(_own(held_out, material), material)
+        metrics.require_reference(options.references, len(material.photos), len(apart))
+        folder, references = _own(mask_folder, material), apart if options.references == "held-out" else []
+        found.append(Prepared(material, apart, masks.find(folder, material, references) if folder else None))
+    return found
+
+
 def evaluate(
     run: str | Path,
     plan: Plan | None = None,
@@ -98,18 +133,15 @@ def evaluate(
         UserError: The run is not finished, its photos have gone, or there are no such prompts or encoders.
     """
     plan, options, reporter = plan or Plan(), options or Options(), reporter or Silent()
-    opened = Run.open(run)
-    materials = gather_all(opened, plan)
-    for each in materials:
-        metrics.require_reference(options.references, len(each.photos))
-    extras = [_held_out(_own(held_out, each), each) for each in materials]
-    masked = [_masked(_own(mask_folder, each), each) for each in materials]
+    opened, prepared = Run.open(run), prepare(run, plan, options, held_out, mask_folder)
+    if options.diversity == "lpips-alex":
+        metrics.load_lpips()  # where it cannot be had, nothing is drawn
     judges = load_judges(opened, identity_encoder, clip_encoder)
     with opened.lock():
-        draw_all(materials, reporter)
+        draw_all([each.material for each in prepared], reporter)
         parts = [
-            judge(material, judges, options, extra, reporter, some)
-            for material, extra, some in zip(materials, extras, masked, strict=True)
+            judge(each.material, judges, options, [photo.path for photo in each.held_out], reporter, each.masked)
+            for each in prepared
         ]
         evaluation = parts[0] if len(parts) == 1 else _together(opened, parts, judges, plan, reporter)
         write_json(opened.path / "evaluation" / "evaluation.json", evaluation.document)
@@ -122,10 +154,6 @@ def _own(folder: Path | None, material: Material) -> Path | None:
     """A subject's part of a folder that the user gave; the whole folder where there is one subject."""
     is_one = len(material.run.recipe.subjects) == 1
     return folder if folder is None or is_one else folder / material.identifier
-
-
-def _masked(folder: Path | None, material: Material) -> Masked | None:
-    return masks.find(folder, material) if folder else None
 
 
 def _together(run: Run, parts: Sequence[Evaluation], judges: Judges, plan: Plan, reporter: Reporter) -> Evaluation:
@@ -175,7 +203,7 @@ def judge(
     if options.diversity == "lpips-alex":
         rows |= _lpips(material, grid)
     if masked is not None:
-        reporter.stage("embeddings by parts", 2 * sum(map(len, (masked.tuned, masked.frozen, masked.photos))))
+        reporter.stage("embeddings by parts", 2 * masked.count)
         rows |= masks.score(judges.identity, masked, grid, options, reporter.advance)
     figures = {name: statistics.estimate(scores) for name, scores in rows.items()}
     found = limitations.find(identity, clip, texts, grid, material.prompts)
@@ -253,7 +281,7 @@ def _flat(pictures: PictureSet) -> list[Path]:
     return [shot.file for shot in pictures.shots]
 
 
-def _held_out(folder: Path | None, material: Material) -> list[Path]:
+def _held_out(folder: Path | None, material: Material) -> list[Photo]:
     if folder is None:
         return []
     if not folder.is_dir():
@@ -264,7 +292,7 @@ def _held_out(folder: Path | None, material: Material) -> list[Path]:
     same = [photo.path.name for photo in found if photo.id in trained]
     if same:
         raise UserError(f"{folder / same[0]} was trained on, so it is not held out: take it away")
-    return [photo.path for photo in found]
+    return found
 
 
 def _colours(material: Material) -> tuple[np.ndarray, np.ndarray]:
