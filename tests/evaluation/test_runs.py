@@ -228,6 +228,33 @@ def test_masks_serve_photos_that_are_held_out_too(run: Path, prompts: str, tmp_p
         evaluate(run, plan(prompts), Options("held-out"), **asked)
 
 
+def test_several_runs_have_their_masks_apart(run: Path, prompts: str, tmp_path: Path) -> None:
+    """Their pictures have the same names, and show the subject elsewhere."""
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    material = evaluate(run, plan(prompts), **ENCODERS).materials[0]
+    sets = {"tuned": [shot.file for shot in material.tuned.shots], "photos": [photo.path for photo in material.photos]}
+    halves = halve(sets, tmp_path)
+    (tmp_path / "masks").rename(tmp_path / "left")
+    for name in ("run", "other"):
+        shutil.copytree(tmp_path / "left", tmp_path / "masks" / name)
+    for mask in (tmp_path / "masks" / "other" / "tuned").iterdir():
+        Image.open(mask).point(lambda value: 255 - value).save(mask)
+    line = ["--prompts", prompts, "--count", 2, "--class-count", 3, "--masks", tmp_path / "masks", *flags()]
+    line += ["--out", tmp_path / "compared"]
+    assert calls.call("evaluate", run, other, *line).status == 0
+    for folder, side in ((run, "foreground"), (other, "background")):
+        expected = likeness(halves[side]["tuned"], halves["foreground"]["photos"])
+        figure = json.loads((folder / "scores.json").read_text())["foreground_dino"]
+        assert figure["value"] == pytest.approx(expected, abs=1e-5)
+    again = Path(shutil.copytree(run, tmp_path / "again" / "run"))
+    assert "two runs are called run" in calls.call("evaluate", run, again, *line).refusal
+    (tmp_path / "masks" / "other").rename(tmp_path / "masks" / "third")
+    third = Path(shutil.copytree(run, tmp_path / "third"))
+    shutil.rmtree(third / "evaluation")
+    assert f"has no mask {tmp_path / 'masks' / 'other'}" in calls.call("evaluate", third, other, *line).refusal
+    assert not (third / "evaluation").exists()
+
+
 def test_a_missing_mask_is_named_before_anything_is_drawn(run: Path, prompts: str, tmp_path: Path) -> None:
     refusal = calls.call("evaluate", run, "--prompts", prompts, "--masks", tmp_path, *flags()).refusal
     assert "has no mask" in refusal

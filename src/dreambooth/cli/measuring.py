@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -154,7 +155,10 @@ def evaluate(
     held_out: Annotated[Path | None, Parameter(help="Folder of photos that were not trained on.")] = None,
     masks: Annotated[
         Path | None,
-        Parameter(help="Folder of masks (tuned/, frozen/, photos/, held-out/) for scores without backgrounds."),
+        Parameter(
+            help="Folder of masks (tuned/, frozen/, photos/, held-out/) for scores without backgrounds; of several runs"
+            " one in it for each, called as the run's folder."
+        ),
     ] = None,
     diversity: Annotated[Literal["dino", "lpips-alex"], Parameter(help="What DIV is measured by.")] = "dino",
     identity_encoder: Annotated[str | None, Parameter(help="Encoder of DINO. Default: by the base model.")] = None,
@@ -166,16 +170,18 @@ def evaluate(
     """Measure runs by the paper's protocol: identity, prompt fidelity, diversity, copying, drift."""
     with reporting(log_format) as reporter:
         from dreambooth.evaluation.comparison import compare, require_alike, write
-        from dreambooth.evaluation.material import Plan, gather_all
+        from dreambooth.evaluation.material import Plan
         from dreambooth.evaluation.metrics import Options
         from dreambooth.evaluation.runs import evaluate as evaluate_run
-        from dreambooth.run import Run
+        from dreambooth.evaluation.runs import prepare
 
         plan, options = Plan(prompts, count, class_count, seed), Options(references, diversity=diversity)
         common: dict[str, Any] = {"identity_encoder": identity_encoder, "clip_encoder": clip_encoder}
-        common |= {"held_out": held_out, "mask_folder": masks, "reporter": reporter}
-        require_alike([gather_all(Run.open(run), plan) for run in runs])
-        found = [evaluate_run(run, plan, options, **common) for run in runs]
+        common |= {"held_out": held_out, "reporter": reporter}
+        folders = list(zip(runs, _mask_folders(masks, runs), strict=True))
+        ready = [prepare(run, plan, options, held_out, folder) for run, folder in folders]
+        require_alike([[each.material for each in subjects] for subjects in ready])
+        found = [evaluate_run(run, plan, options, **common, mask_folder=folder) for run, folder in folders]
         compared = compare(found) if len(found) > 1 else None
         page = write(compared, out) if compared else None
     if json:
@@ -190,6 +196,17 @@ def evaluate(
         print(f"report   {each.run.report}")
     if page:
         print(f"compared {page}")
+
+
+def _mask_folders(masks: Path | None, runs: Sequence[Path]) -> list[Path | None]:
+    """Where each run's masks lie: pictures of several runs have the same names."""
+    names = [run.resolve().name for run in runs]
+    if masks is None or len(runs) == 1:
+        return [masks] * len(runs)
+    twice = next((name for at, name in enumerate(names) if name in names[:at]), None)
+    if twice is not None:
+        raise UserError(f"two runs are called {twice}, so {masks / twice} cannot hold the masks of both: rename one")
+    return [masks / name for name in names]
 
 
 @app.command
