@@ -65,7 +65,7 @@ FLAGS = {
         "--out --prompts --references --seed RUNS"
     ),
     "apply": "--clip-encoder --count --identity-encoder --json --kind --log-format --seed APPLICATIONS RUN",
-    "bench": with_settings("--count --json --limit --log-format --out --prompts SUBJECTS"),
+    "bench": with_settings("--count --diversity --json --limit --log-format --out --prompts SUBJECTS"),
     "identifier": "--class --count --encoder --fast --json --letters --log-format --model --tokens",
     "prior": "--class --count --json --log-format --model --out --precision",
     "models": "--json",

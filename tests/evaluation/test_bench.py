@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from dreambooth.cli import measuring
 from dreambooth.errors import UserError
 from dreambooth.evaluation import bench as bench_module
-from dreambooth.evaluation.bench import bench, classes
+from dreambooth.evaluation.bench import ROWS, Bench, bench, classes
 from dreambooth.evaluation.material import Plan
+from dreambooth.evaluation.metrics import Options
+from dreambooth.evaluation.statistics import Estimate
 from tests.commands import make_photos
 
 
@@ -49,7 +54,9 @@ def test_classes_come_from_the_folder_or_the_papers_table(dataset: Path) -> None
     assert classes(dataset, limit=1) == {"backpack_dog": "backpack"}
 
 
-def test_what_cannot_be_benched_is_said_before_any_work(dataset: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_benched_is_said_before_any_work(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(UserError, match="there is no folder"):
         classes(tmp_path / "none")
     with pytest.raises(UserError, match="holds no folders"):
@@ -59,7 +66,29 @@ def test_what_cannot_be_benched_is_said_before_any_work(dataset: Path, tmp_path:
         classes(tmp_path)
     with pytest.raises(UserError, match="unknown setting"):
         bench(dataset, {"stepz": 3}, tmp_path / "out")
+    with pytest.raises(UserError, match="give live, object or a YAML list"):
+        bench(dataset, {}, tmp_path / "out", plan=Plan(str(tmp_path / "none.yaml")))
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    with pytest.raises(UserError, match=r"pip install 'dreambooth\[lpips\]'"):
+        bench(dataset, {}, tmp_path / "out", options=Options(diversity="lpips-alex"))
     assert not (tmp_path / "out").exists()
+
+
+def test_only_like_stands_beside_like(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """DIV by another measure than the paper's, and photos that are not compared with themselves, are named as such."""
+    names = [figure for row in ROWS.values() for figure in row.values()]
+    figures = {name: Estimate(0.123, None, None, 4) for name in names}
+    figures |= {name: Estimate(0.777, None, None, 4) for name in ("oracle_dino_self", "oracle_clip_i_self")}
+    by_dino, by_lpips = (Bench(Path(), figures, {}, diversity) for diversity in ("dino", "lpips-alex"))
+    paper = "paper, 15 subjects: with prior preservation"
+    assert "div" not in dict(by_dino.table())[paper]
+    assert dict(by_lpips.table())[paper]["div"] == 0.391
+    monkeypatch.setenv("COLUMNS", "200")
+    measuring._print_bench(by_dino)
+    text = re.sub(r"  +", "  ", capsys.readouterr().out)
+    assert "div, by dino" in text
+    assert "real images  0.123  0.123" in text
+    assert "real images, self-pairs  0.777  0.777" in text
 
 
 def test_every_figure_can_be_computed_from_the_manifest(

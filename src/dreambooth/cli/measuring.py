@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from dreambooth.photo_checks import Problem
     from dreambooth.photo_doctor import Examination, Segment
 
+Diversity = Annotated[
+    Literal["dino", "lpips-alex"], Parameter(help="What DIV is measured by; the paper's is lpips-alex.")
+]
 MEANINGS = {
     "dino": "likeness to the photos",
     "floor_dino": "the frozen model's, with the class noun",
@@ -160,7 +163,7 @@ def evaluate(
             " one in it for each, called as the run's folder."
         ),
     ] = None,
-    diversity: Annotated[Literal["dino", "lpips-alex"], Parameter(help="What DIV is measured by.")] = "dino",
+    diversity: Diversity = "dino",
     identity_encoder: Annotated[str | None, Parameter(help="Encoder of DINO. Default: by the base model.")] = None,
     clip_encoder: Annotated[str | None, Parameter(help="Encoder of CLIP-I and CLIP-T.")] = None,
     out: Annotated[Path, Parameter(help="Folder of the comparison of several runs.")] = Path("comparison"),
@@ -218,6 +221,7 @@ def bench(
     limit: Annotated[int | None, Parameter(help="Only so many subjects.")] = None,
     prompts: Annotated[str | None, Parameter(help="live, object, or a YAML list. Default: by the class.")] = None,
     count: Annotated[int, Parameter(help="Pictures of each prompt.")] = 4,
+    diversity: Diversity = "dino",
     settings: Annotated[Settings | None, Parameter(name="*", negative_iterable=())] = None,
     log_format: LogFormat = "text",
     json: Json = False,
@@ -227,8 +231,10 @@ def bench(
     with reporting(log_format) as reporter:
         from dreambooth.evaluation.bench import bench as run_bench
         from dreambooth.evaluation.material import Plan
+        from dreambooth.evaluation.metrics import Options
 
-        made = run_bench(subjects, given, out, plan=Plan(prompts, count), limit=limit, reporter=reporter)
+        plan, options = Plan(prompts, count), Options(diversity=diversity)
+        made = run_bench(subjects, given, out, plan=plan, options=options, limit=limit, reporter=reporter)
     if json:
         print_json({name: figure.as_json() for name, figure in made.figures.items()})
         return
@@ -242,7 +248,7 @@ def _print_bench(made: Bench) -> None:
 
     from dreambooth.evaluation.bench import METRICS
 
-    table = Table("", *METRICS, box=None)
+    table = Table("", *METRICS[:-1], f"div, by {made.diversity}", box=None)
     for name, row in made.table():
         table.add_row(name, *(_cell(row.get(metric)) for metric in METRICS))
     Console().print(table)

@@ -16,9 +16,9 @@ import yaml
 from dreambooth import photos
 from dreambooth.errors import UserError
 from dreambooth.evaluation import statistics
-from dreambooth.evaluation.dreambench import SUBJECTS
+from dreambooth.evaluation.dreambench import SUBJECTS, choose
 from dreambooth.evaluation.material import Plan
-from dreambooth.evaluation.metrics import Options
+from dreambooth.evaluation.metrics import Diversity, Options, load_lpips
 from dreambooth.evaluation.runs import Evaluation, evaluate
 from dreambooth.evaluation.statistics import Estimate
 from dreambooth.files import write_json
@@ -30,6 +30,7 @@ CLASSES = "classes.yaml"
 METRICS = ("dino", "clip_i", "clip_t", "pres", "div")
 ROWS = {
     "real images": {"dino": "oracle_dino", "clip_i": "oracle_clip_i"},
+    "real images, self-pairs": {"dino": "oracle_dino_self", "clip_i": "oracle_clip_i_self"},
     "frozen model, class noun": {
         "dino": "floor_dino",
         "clip_i": "floor_clip_i",
@@ -54,7 +55,8 @@ PUBLISHED: dict[str, dict[str, float]] = {
     },
     "paper, 15 subjects: without": {"dino": 0.712, "clip_i": 0.828, "clip_t": 0.306, "pres": 0.664, "div": 0.371},
 }
-"""Ruiz et al. 2023, tables 1 and 3. Other encoders, other models: not to be compared to the third digit."""
+"""Ruiz et al. 2023, tables 1 and 3. Other encoders, other models: not to be compared to the third digit. Its real
+images have self-pairs, most likely (docs/evaluation.md); its DIV is of LPIPS, whose scale is another."""
 
 
 @dataclass(frozen=True)
@@ -65,18 +67,24 @@ class Bench:
         folder: Holds the runs, `scores.json` and `manifest.json`.
         figures: The figure of every metric over all subjects.
         subjects: The same, subject by subject.
+        diversity: What DIV is measured by.
     """
 
     folder: Path
     figures: dict[str, Estimate]
     subjects: dict[str, dict[str, Estimate]]
+    diversity: Diversity
 
     def table(self) -> list[tuple[str, dict[str, Estimate | float]]]:
-        """The rows of the paper's tables 1 and 3 with the measured ones beside them, by metric."""
+        """The rows of the paper's tables 1 and 3 with the measured ones beside them, by metric.
+
+        The paper's DIV is there only where it is measured by LPIPS here too.
+        """
         rows: list[tuple[str, dict[str, Estimate | float]]] = [
             (name, {metric: self.figures[figure] for metric, figure in row.items()}) for name, row in ROWS.items()
         ]
-        rows += [(name, dict(row)) for name, row in PUBLISHED.items()]
+        alike = [metric for metric in METRICS if metric != "div" or self.diversity == "lpips-alex"]
+        rows += [(name, {metric: row[metric] for metric in alike if metric in row}) for name, row in PUBLISHED.items()]
         return rows
 
 
@@ -103,10 +111,15 @@ def bench(
         reporter: Listens to the progress.
 
     Raises:
-        UserError: A subject has no known class or no photos, or a setting is wrong; nothing has been trained then.
+        UserError: A subject has no known class or no photos, a setting is wrong, or prompts or LPIPS that are asked for
+            are not there; nothing has been trained then.
     """
-    reporter = reporter or Silent()
+    plan, options, reporter = plan or Plan(), options or Options(), reporter or Silent()
     nouns = classes(folder, limit)
+    for noun in nouns.values():
+        choose(noun, plan.prompts)
+    if options.diversity == "lpips-alex":
+        load_lpips()
     recipes = {
         name: Recipe.of({**settings, "subjects": [{"photos": folder / name, "class_noun": noun}]})
         for name, noun in nouns.items()
@@ -116,7 +129,7 @@ def bench(
         reporter.say(f"subject {index + 1} of {len(recipes)}: {name}, a {nouns[name]}")
         run = train(recipe, out / "runs" / name, reporter)
         found.append(evaluate(run.path, plan, options, reporter=reporter))
-    return _summarise(found, out)
+    return _summarise(found, out, options)
 
 
 def classes(folder: Path, limit: int | None = None) -> dict[str, str]:
@@ -141,11 +154,11 @@ def classes(folder: Path, limit: int | None = None) -> dict[str, str]:
     return {name: str(known[name]) for name in names}
 
 
-def _summarise(found: Sequence[Evaluation], out: Path) -> Bench:
+def _summarise(found: Sequence[Evaluation], out: Path, options: Options) -> Bench:
     rows = {name: statistics.joined([each.rows[name] for each in found]) for name in found[0].rows}
     figures = {name: statistics.estimate(scores) for name, scores in rows.items()}
     subjects = {each.run.path.name: each.figures for each in found}
-    made = Bench(out, figures, subjects)
+    made = Bench(out, figures, subjects, options.diversity)
     write_json(out / "manifest.json", _manifest(found, out))
     told = {name: {metric: each.as_json() for metric, each in own.items()} for name, own in subjects.items()}
     write_json(out / "scores.json", {"all": {name: each.as_json() for name, each in figures.items()}, "subjects": told})
