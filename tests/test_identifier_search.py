@@ -10,10 +10,12 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from dreambooth import families, identifier_search, identifiers
 from dreambooth.errors import UserError
+from dreambooth.identifier_search import Found
 from dreambooth.models import resolve
 from dreambooth.progress import Silent
 from dreambooth.toybox import planted
 from dreambooth.toybox.world.priors import FREE, PLANTED
+from tests import calls
 from tests.debug_models import TOKENIZER
 
 WORDS = ["npa", "zw", "xq", "usm", "brc", "shs", "kpk"]
@@ -155,22 +157,27 @@ def test_pictures_rank_words_by_how_far_they_lead(monkeypatch):
     assert middle == pytest.approx(1)
 
 
-def test_an_interval_holds_the_mean_and_narrows():
-    rng = np.random.default_rng(1)
-    few, many = rng.normal(1, 0.3, 4), rng.normal(1, 0.3, 400)
-    mean, low, high = identifier_search.estimate(many)
-    assert mean == pytest.approx(many.mean())
-    assert high - low == pytest.approx(2 * 1.96 * many.std(ddof=1) / 20, rel=0.15)
-    assert np.diff(identifier_search.estimate(few)[1:])[0] > high - low
-    assert identifier_search.estimate(np.array([2.0, 2.0])) == (2, 2, 2)
-    assert identifier_search.estimate(np.array([2.0])) == (2, 2, 2)
+@pytest.mark.parametrize("count", [6, 8, 16])
+def test_an_interval_covers_the_truth_as_often_as_it_says(count):
+    samples = np.random.default_rng(0).normal(1, 0.3, (300, count))
+    found = [identifier_search.Found.of("xq", [1], values) for values in samples]
+    assert [each.prior for each in found] == pytest.approx(samples.mean(1))
+    assert 0.91 < np.mean([each.low <= 1 <= each.high for each in found]) < 0.99
 
 
-def test_an_interval_covers_the_truth_as_often_as_it_says():
-    rng = np.random.default_rng(0)
-    samples = rng.normal(0, 1, (200, 16))
-    covered = [low <= 0 <= high for _, low, high in map(identifier_search.estimate, samples)]
-    assert 0.87 < np.mean(covered) < 0.99
+@pytest.mark.parametrize("values", [[2.0], [1.0, 2.0], [1.0, 2.0, 1.5, 1.2], [2.0] * 6])
+def test_an_interval_that_cannot_be_known_is_none(values):
+    found = identifier_search.Found.of("xq", [1], np.array(values))
+    assert (found.prior, found.low, found.high) == (pytest.approx(np.mean(values)), None, None)
+
+
+def test_the_command_prints_an_interval_where_there_is_one(monkeypatch):
+    words = [Found("xq", [1], 0.7, 0.6, 0.8), Found("zw", [2], 0.9, None, None)]
+    monkeypatch.setattr(identifier_search, "search", lambda *_, **__: words)
+    one, two = calls.call("identifier", "--class", "dog").out.splitlines()
+    assert one.split() == ["xq", "0.70", "(0.60", "to", "0.80)", "[1]"]
+    assert two.split() == ["zw", "0.90", "[2]"]
+    assert one.index("[1]") == two.index("[2]")
 
 
 def test_a_search_lists_good_words_before_bad_ones(tiny_sd, tokenizer):
@@ -206,7 +213,7 @@ def test_a_search_by_pictures_draws_the_best_and_the_folklore(tiny_sd, monkeypat
     found = identifier_search.search("sd", "dog", reporter=told)
     assert len(found) == len(identifiers.FOLKLORE) + 1
     assert len(seen) == told.total == 2 * (len(found) + 1)
-    assert all(np.isfinite([each.prior, each.low, each.high]).all() for each in found)
+    assert all(np.isfinite(each.prior) and each.low is each.high is None for each in found)
 
 
 @pytest.mark.parametrize("given", [{"letters": 0}, {"tokens": 4}])

@@ -20,6 +20,8 @@ from torch.nn import functional as F
 
 from dreambooth import environment, families, generation, identifiers, models, placing, prompts
 from dreambooth.errors import UserError
+from dreambooth.evaluation import statistics
+from dreambooth.evaluation.scoring import alone
 from dreambooth.progress import Reporter, Silent
 from dreambooth.samples import image_generator
 from dreambooth.sampling import Sampling, draw
@@ -39,7 +41,6 @@ POOL = 24
 # Weight of the effect beside the row, chosen on the toybox's planted tokens (docs/identifiers.md).
 EFFECT_POWER = 0.25
 BATCH = 256
-RESAMPLES = 1000
 MOST_LETTERS, MOST_TOKENS = 12, 3
 EVERY_COUNT = 99
 """As many tokens as a word may have for a tokenizer that reads rare words in pieces."""
@@ -53,17 +54,24 @@ class Found:
         text: The word.
         ids: Its tokens in a prompt, of the model's first tokenizer.
         prior: Distance that it makes, 1 for the candidate in the middle; the less the better.
-        low: Lower bound of the 95 % interval.
-        high: Upper bound.
+        low: Lower bound of the 95 % interval; None where fewer than 5 prompts or seeds tell it.
+        high: Upper bound, or None.
         note: Why it is there, or why not to take it: "folklore", "folklore: splits into 2 tokens (z, wx)"; else "".
     """
 
     text: str
     ids: list[int]
     prior: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     note: str = ""
+
+    @classmethod
+    def of(cls, text: str, ids: list[int], values_N: Values, note: str = "") -> Found:
+        """Return a candidate whose prior was measured in some prompts, or with some seeds."""
+        figure = statistics.estimate(alone(text, values_N))
+        assert figure.value is not None, "every word was measured"
+        return cls(text, ids, figure.value, figure.low, figure.high, note)
 
 
 @dataclass(frozen=True)
@@ -125,7 +133,7 @@ def search(
         measured = in_pictures(pipe, pool, class_noun, target.defaults, features, reporter)
     tokenizer, _ = readers(pipe)[0]
     found = [
-        Found(word, identifiers.token_ids(word, tokenizer), *estimate(measured[word]), notes.get(word, ""))
+        Found.of(word, identifiers.token_ids(word, tokenizer), measured[word], notes.get(word, ""))
         for word in rank(measured)
     ]
     return sorted(found, key=lambda each: ":" in each.note)
@@ -260,17 +268,6 @@ def load_features(encoder: str, device: str) -> Features:
 
     loaded = encoders.load(encoder, device)
     return lambda images: loaded.embed_images(torch.stack([loaded.prepare(image) for image in images]))
-
-
-def estimate(values_N: Values) -> tuple[float, float, float]:
-    """Return the mean and its 95 % bootstrap interval, widened for few values (Hesterberg 2015, section 3.3)."""
-    count, mean = len(values_N), float(values_N.mean())
-    if count < 2:
-        return mean, mean, mean
-    drawn_BN = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
-    error_B = (values_N - mean)[drawn_BN].mean(1) * np.sqrt(count / (count - 1))
-    low, high = np.quantile(error_B, [0.025, 0.975])
-    return mean, mean + float(low), mean + float(high)
 
 
 def _check(letters: int, tokens: int) -> None:

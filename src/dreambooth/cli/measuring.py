@@ -273,7 +273,11 @@ def identifier(
     log_format: LogFormat = "text",
     json: Json = False,
 ) -> None:
-    """Rank rare words by how little the model means by them yet."""
+    """Rank rare words by how little the model means by them yet.
+
+    A line has the word, its prior (less is better), the 95 % interval where 5 prompts or seeds at least tell it, and
+    its tokens.
+    """
     if count < 1:
         raise UserError(f"--count {count}: give at least 1")
     require_noun(class_noun)
@@ -288,7 +292,8 @@ def identifier(
         print_json(to_json(listed))
         return
     for each in listed:
-        print(f"{each.text:<12} {each.prior:6.2f}  ({each.low:.2f} to {each.high:.2f})  {each.ids}  {each.note}")
+        bounds = "" if each.low is None else f"({each.low:.2f} to {each.high:.2f})"
+        print(f"{each.text:<12} {each.prior:6.2f}  {bounds:<16}  {each.ids}  {each.note}")
 
 
 def _scores(document: dict[str, Any]) -> dict[str, Any]:
