@@ -44,11 +44,24 @@ def test_prompts_read_as_the_papers_do() -> None:
 
 @pytest.mark.parametrize(
     ("noun", "live"),
-    [("dog", True), ("old Dog", True), ("woman", True), ("toy", False), ("stuffed bear", False), ("toy dog", False)],
+    [
+        *((noun, True) for noun in ("dog", "old Dog", "woman", "corgi", "german shepherd", "penguin", "dinosaur")),
+        *((noun, False) for noun in ("toy", "stuffed bear", "toy dog", "teddy bear", "rubber duck", "computer mouse")),
+        *((noun, False) for noun in ("hot dog", "ceramic cat", "dog bowl", "shepherd's pie")),
+    ],
 )
 def test_live_or_object(noun: str, live: bool) -> None:
     assert is_live(noun) is live
     assert choose(noun) == dreambench.SETS["live" if live else "object"]
+
+
+def test_the_sets_have_names(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("- a [V] dog on the moon\n")
+    assert [dreambench.set_name(choose("dog", asked)) for asked in (None, "object", str(tmp_path / "own.yaml"))] == [
+        "live",
+        "object",
+        "own",
+    ]
 
 
 def test_the_kind_can_be_asked_for() -> None:

@@ -141,6 +141,11 @@ def test_the_command_prints_the_scores_as_json(run: Path, prompts: str) -> None:
     assert json.loads(done.out) == json.loads((run / "scores.json").read_text())
 
 
+def test_the_command_tells_which_prompts_it_took(run: Path) -> None:
+    line = ("--prompts", "object", "--count", 1, "--class-count", 1, *flags())
+    assert "prompts  object, 25 (--prompts says otherwise)" in calls.call("evaluate", run, *line).out.splitlines()
+
+
 def test_two_runs_are_compared_on_the_same_pictures(run: Path, prompts: str, tmp_path: Path) -> None:
     other = Path(shutil.copytree(run, tmp_path / "other"))
     arguments = ["--prompts", prompts, "--count", 2, "--class-count", 3, "--out", tmp_path / "compared", *flags()]

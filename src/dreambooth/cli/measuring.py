@@ -147,7 +147,7 @@ def evaluate(
     /,
     *,
     prompts: Annotated[
-        str | None, Parameter(help="live, object, or a YAML list of own prompts. Default: by the class.")
+        str | None, Parameter(help="live, object, or a YAML list of own prompts. Default: by the class; it is told.")
     ] = None,
     count: Annotated[int, Parameter(help="Pictures of each prompt.")] = 4,
     class_count: Annotated[int, Parameter(help="Pictures of the class, by which drift is measured.")] = 12,
@@ -316,6 +316,8 @@ def _print_scores(document: dict[str, Any]) -> None:
             table.add_row(name, f"{figure['value']:.3f}", bounds, str(figure["n"]), meaning)
     console = Console()
     console.print(table)
+    if "prompt_set" in document:
+        print(f"prompts  {document['prompt_set']}, {len(document['prompts'])} (--prompts says otherwise)")
     for finding in document["findings"]:
         console.print(f"[bold]{finding['level']}[/bold]: {finding['title']}. {finding['text']}", highlight=False)
 

@@ -87,11 +87,35 @@ ACCESSORIES = (
 PROPERTIES = ("red {}", "purple {}", "shiny {}", "wet {}", "cube shaped {}")
 
 LIVE_NOUNS = (
-    "animal baby bear bird boy bunny cat child chicken cow deer dog dragon duck elephant face fish fox "
-    "frog girl goat hamster horse kitten lion man monkey mouse owl panda parrot person pig pony puppy "
-    "rabbit rat sheep squirrel stallion tiger toddler turtle wolf woman"
+    # people
+    "baby boy child face girl human kid lady man person toddler woman "
+    # mammals
+    "alpaca animal ape badger bear beaver bison bull bunny calf camel cat chimpanzee chipmunk cow deer dolphin donkey "
+    "elephant ferret fox giraffe goat gorilla hamster hedgehog hippo horse kangaroo kitten kitty koala lamb lemur "
+    "leopard lion llama meerkat monkey moose mouse mule otter panda panther pig piglet pony rabbit raccoon rat "
+    "reindeer rhino sheep skunk sloth squirrel stallion tiger whale wolf zebra "
+    # dogs and cats by their breeds
+    "dog puppy akita beagle bulldog chihuahua collie corgi dachshund dalmatian greyhound hound husky labrador malamute "
+    "mastiff pomeranian poodle pug retriever rottweiler samoyed schnauzer shepherd shiba spaniel terrier "
+    "siamese sphynx tabby "
+    # birds
+    "bird budgie canary chick chicken cockatiel cockatoo crow dove duck duckling eagle falcon flamingo goose hawk hen "
+    "hummingbird macaw magpie ostrich owl parakeet parrot peacock pelican penguin pigeon raven robin rooster seagull "
+    "sparrow swan "
+    # the rest, and those of tales
+    "alligator butterfly chameleon crab crocodile dinosaur dragon fish frog gecko goldfish iguana lizard octopus "
+    "shark snail snake spider toad tortoise turtle unicorn"
 )
 """Nouns that take the paper's prompts for live subjects; every other is an object."""
+LIFELESS = (
+    # toys
+    "balloon inflatable knitted plush plushie robot stuffed teddy toy "
+    # what things are made of
+    "bronze ceramic chocolate clay crochet felt glass gummy marble metal paper plastic porcelain rubber stone wooden "
+    # other things that are called so
+    "computer gaming hot wireless"
+)
+"""Words before such a noun that make a thing of it: "rubber duck", "computer mouse", "hot dog"."""
 
 
 @dataclass(frozen=True)
@@ -130,9 +154,14 @@ SETS = {"object": OBJECT_PROMPTS, "live": LIVE_PROMPTS}
 
 
 def is_live(class_noun: str) -> bool:
-    """Whether a class takes the prompts for live subjects; the last word of its noun decides ("stuffed animal" not)."""
+    """Whether a class takes the prompts for live subjects: its last word lives, and none before makes it a thing."""
     *before, noun = class_noun.lower().split()
-    return noun in LIVE_NOUNS.split() and not {"stuffed", "toy", "plush"} & set(before)
+    return noun in LIVE_NOUNS.split() and not set(LIFELESS.split()) & set(before)
+
+
+def set_name(prompts: Sequence[Prompt]) -> str:
+    """Return what a list of prompts is: "live", "object", or a user's "own"."""
+    return next((name for name, known in SETS.items() if known == tuple(prompts)), "own")
 
 
 def choose(class_noun: str, asked: str | None = None, others: Sequence[str] = ()) -> tuple[Prompt, ...]:

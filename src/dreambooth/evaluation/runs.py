@@ -12,7 +12,7 @@ from PIL import Image
 
 from dreambooth import environment, generation, photos
 from dreambooth.errors import UserError
-from dreambooth.evaluation import embeddings, encoders, leakage, limitations, masks, metrics, statistics
+from dreambooth.evaluation import dreambench, embeddings, encoders, leakage, limitations, masks, metrics, statistics
 from dreambooth.evaluation.encoders import Encoder
 from dreambooth.evaluation.limitations import Finding
 from dreambooth.evaluation.masks import Masked
@@ -164,7 +164,7 @@ def _together(run: Run, parts: Sequence[Evaluation], judges: Judges, plan: Plan,
     names = set.intersection(*(set(each.rows) for each in parts))
     rows = {name: statistics.joined([each.rows[name] for each in parts]) for name in parts[0].rows if name in names}
     figures = {name: statistics.estimate(scores) for name, scores in rows.items()}
-    told = ("identifier", "class", "scores", "kinds", "prompts", "drift", "copies", "findings")
+    told = ("identifier", "class", "prompt_set", "scores", "kinds", "prompts", "drift", "copies", "findings")
     document = {
         "scores": {name: figure.as_json() for name, figure in figures.items()},
         **{name: parts[0].document[name] for name in ("by", "encoders", "options", "sampling")},
@@ -212,6 +212,7 @@ def judge(
     document = {
         "identifier": material.identifier,
         "class": material.noun,
+        "prompt_set": dreambench.set_name(material.prompts),
         "scores": {name: figure.as_json() for name, figure in figures.items()},
         "by": {"dino": judges.identity.name, "clip": judges.clip.name, "div": options.diversity},
         "encoders": {"dino": judges.identity.identity, "clip": judges.clip.identity},
