@@ -73,6 +73,11 @@ def test_a_bar_without_its_ends_is_not_drawn():
     assert rows["DINO"].bar is None
 
 
+def test_a_change_that_is_not_known_is_no_bar():
+    rows = {row.metric.label: row for _, rows in score_groups({"diversity_drift": Score(n=1)}) for row in rows}
+    assert rows["Diversity, change"].bar is None
+
+
 # The comparison
 
 

@@ -179,7 +179,7 @@ def _bar(name: str, scores: Mapping[str, Score]) -> Bar | None:
 
 def change_bar(change: Score, middle: str) -> Bar | None:
     """Lay a change out around zero, whose mark says `middle`."""
-    reach = max(CHANGE, *(abs(edge) for edge in (change.value, change.low, change.high) if edge is not None))
+    reach = max([CHANGE, *(abs(edge) for edge in (change.value, change.low, change.high) if edge is not None)])
     return bar(change, {"less": -reach, middle: 0.0, "more": reach})
 
 

@@ -81,6 +81,12 @@ def test_it_leaves_scores_pictures_and_a_report(run: Path, prompts: str) -> None
     assert "in the snow" in (run / "report.html").read_text()
 
 
+def test_one_picture_of_the_class_is_enough_for_a_report(run: Path, prompts: str) -> None:
+    found = evaluate(run, Plan(prompts, count=2, class_count=1, siblings=0), **ENCODERS)
+    assert found.document["scores"]["diversity_drift"]["value"] is None
+    assert "in the snow" in (run / "report.html").read_text()
+
+
 def test_a_score_can_be_recomputed_from_what_was_written(run: Path, prompts: str) -> None:
     evaluate(run, plan(prompts), **ENCODERS)
     document = json.loads((run / "evaluation" / "evaluation.json").read_text())
