@@ -17,6 +17,7 @@ from dreambooth.recipe import Recipe
 
 DOG = {"photos": "photos/dog", "class_noun": "dog"}
 MUG = {"photos": "photos/mug", "class_noun": "mug"}
+PRODIGY = {"optimizer": "prodigy"}
 
 
 @pytest.fixture
@@ -48,6 +49,9 @@ def test_a_plain_run_is_passed_without_a_word_and_so_is_its_own_recipe(source: S
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a LoRA's rate on a whole model": ({"method": "full", "learning_rate": 1e-4}, "would burn a whole model"),
     "a rate that burns the LoRA": ({"learning_rate": 0.5}, "burn the LoRA"),
+    "AdamW's rate for prodigy": ({**PRODIGY, "learning_rate": 1e-4}, "multiplies the rate that it finds .* for 1 "),
+    "full fine-tuning's rate for prodigy": ({**PRODIGY, "learning_rate": 1e-6}, "multiplies the rate .* for 1 "),
+    "a rate that burns prodigy's LoRA": ({**PRODIGY, "learning_rate": 20.0}, "multiplies the rate that it finds"),
     "a text encoder's rate without training it": ({"text_encoder_learning_rate": 3e-5}, "does nothing without"),
     "an alpha that scales the LoRA away": ({"rank": 64, "alpha": 1.0}, "scales the LoRA away"),
     "an alpha that blows the LoRA up": ({"rank": 2, "alpha": 128.0}, "blows the LoRA up"),
@@ -80,6 +84,7 @@ def test_it_is_refused(name: str, source: Source) -> None:
     ("values", "allow"),
     [
         ({"method": "full", "learning_rate": 1e-4}, "learning-rate"),
+        ({**PRODIGY, "learning_rate": 1e-6}, "learning-rate"),
         ({"rank": 64, "alpha": 1.0}, "alpha"),
         ({"resolution": 256}, "resolution"),
         ({"scenes": ["a dog on the beach"]}, "scenes"),
@@ -89,6 +94,11 @@ def test_who_knows_better_may(values: dict[str, Any], allow: str, source: Source
     with pytest.raises(UserError, match=f"--allow {allow} overrides"):
         mistakes.look(plan(source, **values))
     mistakes.look(plan(source, **values, allow=[allow]))
+
+
+@pytest.mark.parametrize("values", [{}, {"learning_rate": 0.1}, {"learning_rate": 10.0, "method": "full"}])
+def test_prodigy_takes_rates_about_one(values: dict[str, Any], source: Source) -> None:
+    assert mistakes.look(plan(source, **PRODIGY, **values)) == []
 
 
 WARNED: dict[str, tuple[dict[str, Any], str]] = {

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from dreambooth import buckets, families, prompts, sampling
+from dreambooth import buckets, families, optimizers, prompts, sampling
 from dreambooth.errors import UserError
 from dreambooth.models import Source
 from dreambooth.photos import Photo
@@ -20,6 +20,8 @@ from dreambooth.recipe import Recipe, Refusal
 FULL_RATE_EXCESS = 10
 """A rate of full fine-tuning may be so many times the preset's; a LoRA's rate lies farther above it."""
 LORA_RATE_EXCESS = 200
+FOUND_RATE_LEAST, FOUND_RATE_MOST = 0.1, 10.0
+"""Of an optimiser that finds its rate and multiplies it by the one given, which is therefore about 1."""
 SCALE_LEAST, SCALE_MOST = 1 / 16, 16
 """Of alpha over rank."""
 SIDE_FACTOR = 2.0
@@ -97,7 +99,11 @@ def rates(plan: Plan) -> Found:
     preset = values["learning_rate"]
     excess = {"full": FULL_RATE_EXCESS, "lora": LORA_RATE_EXCESS}.get(recipe.method)
     rate = recipe.learning_rate or 0.0
-    if excess and recipe.optimizer != "prodigy" and rate > excess * preset:
+    usual = optimizers.KINDS[recipe.optimizer].rate
+    if usual is not None and not FOUND_RATE_LEAST <= rate <= FOUND_RATE_MOST:
+        what = f"{recipe.optimizer} multiplies the rate that it finds by it"
+        yield Objection(f"--learning-rate {rate:g}: {what}: leave it out for {usual:g}", "learning-rate")
+    if usual is None and excess and rate > excess * preset:
         what = "is a LoRA's and would burn a whole model" if recipe.method == "full" else "would burn the LoRA"
         yield Objection(f"--learning-rate {rate:g} {what}: leave it out for {preset:g}", "learning-rate")
     derived = {None, values.get("text_encoder_learning_rate", recipe.learning_rate)}

@@ -378,7 +378,8 @@ def _refuse(recipe: Recipe, chosen: str, accelerator: str) -> None:
     contradictions.refuse(recipe)
     floor = LORA_RATE_FLOOR[chosen]
     rate = recipe.learning_rate or 0
-    if recipe.has_adapter and rate < floor and "learning-rate" not in recipe.allow:
+    finds_rate = optimizers.KINDS[recipe.optimizer].rate is not None
+    if recipe.has_adapter and not finds_rate and rate < floor and "learning-rate" not in recipe.allow:
         preset = TRAINING[chosen, "lora"].values["learning_rate"]
         raise UserError(
             f"--learning-rate {rate:g} is a rate of full fine-tuning, at which a LoRA would learn nothing: "
