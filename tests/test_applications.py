@@ -146,6 +146,7 @@ def test_a_plain_list_is_a_list_too(tmp_path: Path) -> None:
         ("3: 4", "no list of prompts"),
         ("[]", "holds no prompts"),
         ("a: b: c", "cannot read"),
+        ("- [V] dog on the beach", "is to be in quotes"),
         ("hello", "holds no list"),
     ],
 )

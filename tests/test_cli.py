@@ -569,7 +569,19 @@ REFUSED: dict[str, tuple[Builder, str]] = {
     "a flag without its value": (training("--rank"), "--rank requires an argument"),
     "an unknown key": (
         lambda lab: ["train", lab.photos, "--class", "dog", "--recipe", text("r.yaml", "lerning_rate: 1")],
-        "unknown setting 'lerning_rate': did you mean 'learning_rate'?",
+        "r.yaml: unknown setting 'lerning_rate': did you mean 'learning_rate'?",
+    ),
+    "an unknown key of a subject": (
+        lambda lab: ["train", "--recipe", text("r.yaml", "subjects:\n- {photos: x, clas_noun: dog}\n")],
+        "r.yaml: unknown setting 'clas_noun': did you mean 'class_noun'?",
+    ),
+    "a key that is no word": (
+        lambda lab: ["train", lab.photos, "--class", "dog", "--recipe", text("r.yaml", "1: 2")],
+        "r.yaml: unknown setting '1': `dreambooth train --help` lists them",
+    ),
+    "an empty noun beside a recipe": (
+        lambda lab: ["train", lab.photos, "--class", "", "--recipe", text("r.yaml", "steps: 2")],
+        "the class noun is empty: give a noun such as dog, mug or robot",
     ),
     "a recipe without a class": (
         lambda lab: ["train", "--recipe", text("r.yaml", "subjects:\n- photos: x\n")],

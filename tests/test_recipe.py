@@ -16,6 +16,7 @@ from dreambooth import environment, planning, presets
 from dreambooth.errors import UserError
 from dreambooth.models import native_resolution, resolve
 from dreambooth.recipe import LATER, Recipe, counted, identity
+from dreambooth.run import Run
 from tests.commands import make_photos
 from tests.pictures import picture
 
@@ -372,6 +373,7 @@ def test_what_has_no_default_is_asked_for(missing: str) -> None:
         (b"a: [1", "is no YAML: "),
         (b"\xff\xfe\xff", "is no YAML: "),
         (b"!!python/object/apply:os.getcwd []", "is no YAML: "),
+        (b"scenes: 2024-13-45", "is no YAML: month must be in 1..12"),
     ],
 )
 def test_files_that_are_no_recipe(content: bytes, said: str, tmp_path: Path) -> None:
@@ -381,6 +383,42 @@ def test_files_that_are_no_recipe(content: bytes, said: str, tmp_path: Path) -> 
         Recipe.read(path)
     assert str(caught.value).startswith(f"{path} {said}")
     assert "\n" not in str(caught.value)
+
+
+WRITTEN = "subjects:\n- {photos: x, class_noun: dog}\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("stepps: 3", "unknown setting 'stepps': did you mean 'steps'?"),
+        ("1: 2", "unknown setting '1': `dreambooth train --help` lists them"),
+        ("steps: yes", "--steps is no switch: give a value, not yes or no"),
+        ("precision: off", "--precision is no switch: give a value, not yes or no"),
+        ("prior_count: 0", "--prior-count 0: input should be greater than or equal to 1"),
+    ],
+)
+def test_what_is_wrong_in_a_file_names_it(line: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(WRITTEN + line, encoding="utf-8")
+    for read in (lambda: Recipe.read(path), lambda: Run(tmp_path).recipe):
+        with pytest.raises(UserError) as caught:
+            read()
+        assert str(caught.value) == f"{path}: {said}"
+
+
+def test_switches_are_yes_or_no(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(WRITTEN + "flip: yes\ngradient_checkpointing: off\n", encoding="utf-8")
+    assert (Recipe.read(path).flip, Recipe.read(path).gradient_checkpointing) == (True, False)
+
+
+@pytest.mark.parametrize("line", ["scenes:\n- [V] dog on the beach", "label: [V] {class}"])
+def test_what_begins_with_the_identifier_is_to_be_quoted(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(WRITTEN + line, encoding="utf-8")
+    with pytest.raises(UserError, match=r"is no YAML: .*: what begins with \[V\] is to be in quotes: '\[V\] dog'$"):
+        Recipe.read(path)
 
 
 def test_nothing_is_left_open_and_every_choice_has_a_reason(tiny_sd: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dreambooth.errors import UserError
 from dreambooth.evaluation import dreambench
 from dreambooth.prompts import PLACE, PLACEHOLDER, article, placed
+from dreambooth.yaml_files import reason
 
 Kind = Literal["live", "object"]
 ARTICLE = re.compile(r"\ban? \{\}")
@@ -233,8 +234,8 @@ def read(path: Path, nouns: Sequence[str]) -> Application:
         raise UserError(f"no application '{path}': {hint}give {', '.join(APPLICATIONS)} or a YAML list of own prompts")
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read {path} ({' '.join(str(error).split())}): {FORM}") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read {path} ({reason(error)}): {FORM}") from None
     if isinstance(given, list):
         given = {"rows": {str(text): text for text in given}}
     if not isinstance(given, dict):

@@ -8,14 +8,15 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from dreambooth.errors import UserError
 from dreambooth.geometry import Aspect
 from dreambooth.prompts import LABEL, require_label
+from dreambooth.yaml_files import read_yaml
 
 Refusal = Literal["identifier", "learning-rate", "alpha", "resolution", "scenes", "guidance", "memory"]
 """Names of the refusals that `--allow` overrides."""
@@ -62,6 +63,9 @@ SHAPES = {
     "model_type": "give 'photos: FOLDER' and 'class_noun: NOUN'",
 }
 """What to say of a value in YAML that is no list, an empty one, or no mapping."""
+
+UNKNOWN = ("extra_forbidden", "invalid_key")
+"""What pydantic calls a name that there is not, and one that is no word."""
 
 
 def _aside(description: str, **limits: Any) -> Any:
@@ -234,6 +238,23 @@ class Settings(BaseModel):
     ] = None
     allow: Annotated[tuple[Refusal, ...], _aside("Refusals to override, by the name that the refusal gives.")] = ()
 
+    @classmethod
+    def of(cls, values: Mapping[Any, Any], path: Path | None = None) -> Self:
+        """Build one from plain values.
+
+        Args:
+            values: The settings by their names.
+            path: The file that they come from, for what is wrong with them to be told with its name.
+
+        Raises:
+            UserError: An unknown key (with the nearest name) or a value out of range.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            where = f"{path}: " if path else ""
+            raise UserError(where + first_problem(error)) from None
+
     @property
     def learns_token(self) -> bool:
         """Whether identifiers are new tokens, which the model does not have yet."""
@@ -291,23 +312,22 @@ class Settings(BaseModel):
     def _names_the_subject(cls, label: str) -> str:
         return require_label(label)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_switch(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse `steps: yes` of a YAML file, which would count as 1."""
+        if isinstance(value, bool) and Settings.model_fields[str(info.field_name)].annotation not in (
+            bool,
+            bool | None,
+        ):
+            raise ValueError(f"--{str(info.field_name).replace('_', '-')} is no switch: give a value, not yes or no")
+        return value
+
 
 class Recipe(Settings):
     """Settings and the subjects they are for."""
 
     subjects: tuple[Subject, ...] = Field(min_length=1, description="What is learned.")
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Recipe:
-        """Build a recipe from plain values.
-
-        Raises:
-            UserError: An unknown key (with the nearest name) or a value out of range.
-        """
-        try:
-            return cls(**values)
-        except ValidationError as error:
-            raise UserError(first_problem(error)) from None
 
     @classmethod
     def read(cls, path: Path) -> Recipe:
@@ -316,38 +336,19 @@ class Recipe(Settings):
         Raises:
             UserError: The file is missing, no YAML, or not a recipe.
         """
-        return cls.of(read_yaml(path))
+        return cls.of(read_yaml(path), path)
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML that `read` takes."""
         return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping.
-
-    Raises:
-        UserError: The file is missing or holds no mapping.
-    """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no recipe at {path}: give the path of a YAML file") from None
-    except OSError as error:
-        raise UserError(f"cannot read the recipe {path} ({error.strerror}): give the path of a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds no recipe: expected 'setting: value' lines")
-    return values
-
-
 def first_problem(error: ValidationError) -> str:
     """Say the first problem of a failed validation in one line: of all, an unknown name, with the nearest known one."""
     problems = error.errors()
-    problem = next((each for each in problems if each["type"] == "extra_forbidden"), problems[0])
+    problem = next((each for each in problems if each["type"] in UNKNOWN), problems[0])
     *parents, last = problem["loc"]
-    if problem["type"] == "extra_forbidden":
+    if problem["type"] in UNKNOWN:
         near = difflib.get_close_matches(str(last), (Subject if parents else Recipe).model_fields, n=1)
         hint = f"did you mean '{near[0]}'?" if near else "`dreambooth train --help` lists them"
         return f"unknown setting '{last}': {hint}"

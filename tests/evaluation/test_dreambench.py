@@ -86,6 +86,7 @@ def test_own_prompts(tmp_path: Path) -> None:
         ("- a [V] dog at sea\n- red [V]\n- a {} at sea\n", "asks for '{} at sea' twice: take one out"),
         ("prompts: 3\n", "no list of prompts"),
         ("- [\n", "no prompts in"),
+        ("- [V] dog on the beach\n", "is to be in quotes"),
         ("- 3\n", "no list of prompts"),
     ],
 )

@@ -11,7 +11,8 @@ from cyclopts import Parameter
 from dreambooth.cli.shared import ClassNoun, Json, LogFormat, app, print_json, print_next, reporting
 from dreambooth.errors import UserError
 from dreambooth.prompts import require_noun
-from dreambooth.recipe import Recipe, Settings, read_yaml
+from dreambooth.recipe import Recipe, Settings
+from dreambooth.yaml_files import read_yaml
 
 
 @app.command
@@ -169,7 +170,8 @@ def _recipe(
     photos: list[str] | None, noun: str | None, identifier: str | None, recipe: Path | None, settings: Settings | None
 ) -> Recipe:
     """Join the recipe's file with the flags given, which win."""
-    values: dict[str, Any] = read_yaml(recipe) if recipe else {}
+    values = read_yaml(recipe) if recipe else {}
+    Settings.of({name: value for name, value in values.items() if name != "subjects"}, recipe)
     if settings is not None:
         values.update({name: getattr(settings, name) for name in settings.model_fields_set})
     subjects = values.get("subjects") or [{}]
@@ -178,11 +180,11 @@ def _recipe(
         if noun or identifier:
             raise UserError("--class and --identifier are for one subject: write NAME=FOLDER:NOUN for each of several")
         return Recipe.of({**values, "subjects": named})
-    given = {"class_noun": noun, "identifier": identifier, **(named[0] if named else {})}
+    flags = {"class_noun": noun, "identifier": identifier, **(named[0] if named else {})}
+    given = {name: value for name, value in flags.items() if value is not None}
     if isinstance(subjects, list) and isinstance(subjects[0], dict):
-        first = {**subjects[0], **{name: value for name, value in given.items() if value is not None}}
-        subjects = [first, *subjects[1:]]
-    return Recipe.of({**values, "subjects": subjects})
+        subjects = [{**subjects[0], **given}, *subjects[1:]]
+    return Recipe.of({**values, "subjects": subjects}, None if given else recipe)
 
 
 def _subject(text: str) -> dict[str, Any]:

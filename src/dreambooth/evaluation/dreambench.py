@@ -13,6 +13,7 @@ import yaml
 
 from dreambooth.errors import UserError
 from dreambooth.prompts import PLACE, article, placed
+from dreambooth.yaml_files import reason
 
 SUBJECTS: dict[str, tuple[str, int]] = {
     "backpack": ("backpack", 6),
@@ -189,9 +190,10 @@ def choose(class_noun: str, asked: str | None = None, others: Sequence[str] = ()
 def _read(path: Path) -> list[str]:
     try:
         texts = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"no prompts in {path} ({reason}): give live, object or a YAML list of prompts") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(
+            f"no prompts in {path} ({reason(error)}): give live, object or a YAML list of prompts"
+        ) from None
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise UserError(f"{path} holds no list of prompts: expected lines like '- a [V] dog in the snow'")
     return texts
