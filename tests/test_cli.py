@@ -739,12 +739,32 @@ REFUSED: dict[str, tuple[Builder, str]] = {
     "class images of nothing": (lambda lab: ["prior", "--class", " "], "the class noun is empty: give a noun"),
     "a word for an article and a noun": (
         lambda lab: ["identifier", "--class", "a dog", "--model", lab.model],
-        "--class 'a dog' has an article of its own: give 'dog'",
+        "the class noun 'a dog' has an article of its own: give 'dog'",
+    ),
+    "a noun behind the identifier": (
+        lambda lab: ["train", lab.photos, "--class", "[V] dog", "--model", lab.model],
+        "the class noun '[V] dog' holds a placeholder: give 'dog' alone",
+    ),
+    "a noun with a placeholder": (
+        lambda lab: ["train", f"{lab.photos}:dog {{class}}", "--model", lab.model],
+        "the class noun 'dog {class}' holds a placeholder: give 'dog' alone",
+    ),
+    "class images of a label": (
+        lambda lab: ["prior", "--class", "a [V] dog", "--model", lab.model],
+        "the class noun 'a [V] dog' holds a placeholder: give 'dog' alone",
+    ),
+    "a word for a label": (
+        lambda lab: ["identifier", "--class", "a [V] {class}", "--model", lab.model],
+        "the class noun 'a [V] {class}' holds a placeholder: give a noun such as dog, mug or robot alone",
+    ),
+    "photos of a placeholder": (
+        lambda lab: ["check", lab.photos, "--class", "dog}", "--model", lab.model],
+        "the class noun 'dog}' holds a placeholder: give 'dog' alone",
     ),
     "a word for nothing": (lambda lab: ["identifier", "--class", ""], "the class noun is empty: give a noun"),
     "photos of nothing": (
         lambda lab: ["check", lab.photos, "--class", "the dog", "--model", lab.model],
-        "--class 'the dog' has an article of its own: give 'dog'",
+        "the class noun 'the dog' has an article of its own: give 'dog'",
     ),
     "class images of a long noun": (
         lambda lab: ["prior", "--class", LONG, "--model", lab.model],

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PLACEHOLDER = re.compile(r"\[V(\d*)\]")
+NO_NOUN = re.compile(r"\[V\d*\]?|\{\w*\}?|\}", re.IGNORECASE)
+"""What stands in a label for identifier or class noun, whole or in part, and so for no noun."""
 PLACE = "{}"
 """Stands for identifier and class noun together in a list of prompts."""
 
@@ -68,13 +70,18 @@ def require_noun(class_noun: str) -> None:
     """Refuse what is no class noun.
 
     Raises:
-        UserError: It is empty, or has an article of its own.
+        UserError: It is empty, has an article of its own, or holds `[V]` or `{class}`, as a label does.
     """
-    first, *rest = class_noun.split() or [""]
-    if not first:
+    if not class_noun.strip():
         raise UserError("the class noun is empty: give a noun such as dog, mug or robot")
-    if rest and first.lower() in ("a", "an", "the"):
-        raise UserError(f"--class '{class_noun}' has an article of its own: give '{' '.join(rest)}'")
+    first, *rest = NO_NOUN.sub(" ", class_noun).split() or [""]
+    has_article = first.lower() in ("a", "an", "the")
+    noun = " ".join(rest if has_article else [first, *rest])
+    if NO_NOUN.search(class_noun):
+        mend = f"'{noun}'" if noun else "a noun such as dog, mug or robot"
+        raise UserError(f"the class noun '{class_noun}' holds a placeholder: give {mend} alone")
+    if has_article and noun:
+        raise UserError(f"the class noun '{class_noun}' has an article of its own: give '{noun}'")
 
 
 def require_label(template: str) -> str:

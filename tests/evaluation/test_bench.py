@@ -91,6 +91,30 @@ def test_only_like_stands_beside_like(capsys: pytest.CaptureFixture[str], monkey
     assert "real images, self-pairs  0.777  0.777" in text
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("thing:\n", "the class of thing is None: write 'thing: noun'"),
+        ("thing: 3\n", "the class of thing is 3: write 'thing: noun'"),
+        ("thing: ''\n", "the class of thing is '': write 'thing: noun'"),
+        ("thing: a dog\n", "the class of thing: the class noun 'a dog' has an article of its own: give 'dog'"),
+        ("thing: '[V] dog'\n", "the class of thing: the class noun '[V] dog' holds a placeholder: give 'dog' alone"),
+        ("thing: [dog\n", " is no YAML: "),
+        ("- dog\n", " holds no classes: expected 'folder: noun' lines"),
+    ],
+)
+def test_a_table_of_classes_is_read_before_any_work(text: str, said: str, tmp_path: Path) -> None:
+    table = tmp_path / "classes.yaml"
+    make_photos(tmp_path / "thing")
+    table.write_text(text)
+    with pytest.raises(UserError) as caught:
+        bench(tmp_path, {}, tmp_path / "out")
+    assert str(caught.value).startswith(str(table))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
 def test_every_figure_can_be_computed_from_the_manifest(
     dataset: Path, settings: dict[str, Any], plan: Plan, tmp_path: Path
 ) -> None:

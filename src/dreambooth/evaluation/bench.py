@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from dreambooth import photos
+from dreambooth import photos, prompts
 from dreambooth.errors import UserError
 from dreambooth.evaluation import statistics
 from dreambooth.evaluation.dreambench import SUBJECTS, choose
@@ -25,6 +23,7 @@ from dreambooth.files import write_json
 from dreambooth.progress import Reporter, Silent
 from dreambooth.recipe import Recipe
 from dreambooth.training import train
+from dreambooth.yaml_files import read_yaml
 
 CLASSES = "classes.yaml"
 METRICS = ("dino", "clip_i", "clip_t", "pres", "div")
@@ -141,17 +140,28 @@ def classes(folder: Path, limit: int | None = None) -> dict[str, str]:
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}: give one with a folder of photos for each subject")
     table = folder / CLASSES
-    own = yaml.safe_load(table.read_text(encoding="utf-8")) if table.is_file() else {}
+    own = read_yaml(table, "classes", "folder: noun") if table.is_file() else {}
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))[:limit]
     if not names:
         raise UserError(f"{folder} holds no folders: give one with a folder of photos for each subject")
-    known = {name: noun for name, (noun, _) in SUBJECTS.items()} | dict(own or {})
+    known = {name: noun for name, (noun, _) in SUBJECTS.items()} | {str(name): noun for name, noun in own.items()}
     missing = [name for name in names if name not in known]
     if missing:
         raise UserError(f"the class of {', '.join(missing[:3])} is not known: write '{missing[0]}: noun' to {table}")
     for name in names:
+        _require_noun(name, known[name], table)
         photos.usable(photos.read(folder / name, 64))
-    return {name: str(known[name]) for name in names}
+    return {name: known[name] for name in names}
+
+
+def _require_noun(name: str, noun: Any, table: Path) -> None:
+    """Refuse a class that is no noun before the subjects that come first are trained."""
+    if not isinstance(noun, str) or not noun.strip():
+        raise UserError(f"{table}: the class of {name} is {noun!r}: write '{name}: noun'")
+    try:
+        prompts.require_noun(noun)
+    except UserError as error:
+        raise UserError(f"{table}: the class of {name}: {error}") from None
 
 
 def _summarise(found: Sequence[Evaluation], out: Path, options: Options) -> Bench:
