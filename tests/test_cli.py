@@ -474,6 +474,36 @@ def test_a_further_run_whose_subject_has_the_same_name_is_warned_of(lab: Lab) ->
     assert warned.startswith(f"warning: 'ohwx' is the subject of {lab.run}, and another one of other: no prompt")
 
 
+@pytest.mark.parametrize(
+    ("prompts", "said"),
+    [
+        (["a dog in the snow", "a mug"], ["warning: no prompt names the subject: write [V]"]),
+        (["a dog in the snow", "a [V] dog"], []),
+        (["a ohwx dog"], []),
+        (["ohwxy"], ["warning: no prompt names the subject: write [V]"]),
+        (["a", "[V]", "dog"], ["warning: these are 3 prompts of one word each: write one in quotes: 'a [V] dog'"]),
+        (["[V]", "[V] asleep"], []),
+    ],
+)
+def test_pictures_without_the_subject_are_warned_of(prompts: list[str], said: list[str], lab: Lab) -> None:
+    made = call("generate", lab.run, *prompts, "--inference-steps", 1, "--out", "told")
+    assert made.status == 0
+    assert [line for line in made.err.splitlines() if line.startswith("warning")] == said
+
+
+def test_a_base_model_has_no_subject_to_name(lab: Lab) -> None:
+    made = call("generate", lab.model, "a dog", "--inference-steps", 1, "--out", "told")
+    assert (made.status, "warning" in made.err) == (0, False)
+
+
+def test_a_run_draws_at_its_own_size_however_far_it_is(lab: Lab) -> None:
+    run = Path(shutil.copytree(lab.run, "run"))
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+    (run / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "resolution": 128}), encoding="utf-8")
+    _, (drawn,) = generate(run, "a [V] dog", out="far")
+    assert drawn.shape == (128, 128, 3)
+
+
 def test_pictures_are_drawn_as_the_run_drew_its_own(lab: Lab) -> None:
     """The same seed, sampler, steps and guidance: the picture of the report."""
     manifest = json.loads((lab.run / "samples" / "manifest.json").read_text(encoding="utf-8"))
@@ -679,6 +709,14 @@ REFUSED: dict[str, tuple[Builder, str]] = {
         lambda lab: ["generate", lab.run, "a [V2] dog"],
         "prompt 'a [V2] dog' asks for [V2], which is not there: write [V]",
     ),
+    "an empty prompt": (
+        lambda lab: ["generate", lab.run, "a [V] dog", " "],
+        "a prompt is empty: write one such as 'a [V] dog in the snow'",
+    ),
+    "a small letter": (
+        lambda lab: ["generate", lab.run, "a [v] dog"],
+        "the prompt 'a [v] dog' does not name the subject by [v]: write [V]",
+    ),
     "a long prompt": (lambda lab: ["generate", lab.run, LONG], "has 83 tokens, 77 fit: shorten it, '"),
     "a long negative prompt": (
         lambda lab: ["generate", lab.run, "x", "--negative", LONG],
@@ -712,6 +750,11 @@ REFUSED: dict[str, tuple[Builder, str]] = {
         lambda lab: ["generate", lab.run, "x", "--size", 36],
         "--size 36 does not fit this model: give a multiple of 8",
     ),
+    "a huge size": (
+        lambda lab: ["generate", lab.run, "x", "--size", 100000],
+        "--size 100000 is far from the 32 pixels that this model draws at: give 16 to 64",
+    ),
+    "a tiny size": (lambda lab: ["generate", lab.model, "x", "--size", 8], "--size 8 is far from the 32 pixels that"),
     "an unknown sampler to draw with": (
         lambda lab: ["generate", lab.run, "x", "--sampler", "no"],
         "no sampler 'no': choose from ",

@@ -16,12 +16,16 @@ from dreambooth import environment, families, methods, presets, prompts, samples
 from dreambooth.errors import UserError
 from dreambooth.files import atomic, write_json
 from dreambooth.images import grid, save_png
+from dreambooth.mistakes import SIDE_FACTOR
 from dreambooth.models import Source, native_resolution, resolve
 from dreambooth.placing import place
 from dreambooth.precision import DTYPES
 from dreambooth.progress import Reporter, Silent
 from dreambooth.run import Run
 from dreambooth.sampling import Sampling, draw
+
+SMALL = re.compile(r"\[v\d*\]")
+"""What is typed for `[V]` and stands for nothing."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,11 @@ class Target:
         """All runs in it and their strengths."""
         own = [] if self.run is None else [(self.run, 1.0 if self.strength is None else self.strength)]
         return own + self.extras
+
+    @property
+    def identifiers(self) -> list[str]:
+        """What the subjects of all these runs are called."""
+        return [name for run, _ in self.adapters for name in run.info["identifiers"]]
 
 
 @dataclass(frozen=True)
@@ -121,14 +130,14 @@ def generate(
     settings = _override(found.defaults, **given, consistency=share)
     if consistency == "off":
         settings = replace(settings, consistency=None)
-    _check_settings(settings, families.get(found.source.family).STRIDE)
+    _check_settings(settings, found)
     _check_consistency(settings, found)
     wanted = _pictures(texts, range(seed, seed + count), found)
     _check_folder(folder, {each.file for each in wanted})
-    for clash in _clashes(found):
-        reporter.say(f"warning: {clash}")
     pipe = load(found)
     _check_lengths([("the negative prompt", negative), *(("the prompt", each.text) for each in wanted)], pipe)
+    for warning in (*_clashes(found), *_unnamed(wanted, found)):
+        reporter.say(f"warning: {warning}")
     folder.mkdir(parents=True, exist_ok=True)
     reporter.stage("pictures", len(wanted))
     drawn = []
@@ -253,10 +262,13 @@ def _check_folder(folder: Path, files: set[str]) -> None:
     _require(ours, f"{folder} holds other files than pictures made by this command: choose another --out")
 
 
-def _check_settings(settings: Sampling, stride: int) -> None:
+def _check_settings(settings: Sampling, target: Target) -> None:
     sampling.require(settings.sampler)
-    fits = settings.size > 0 and settings.size % stride == 0
-    _require(fits, f"--size {settings.size} does not fit this model: give a multiple of {stride}")
+    size, stride, native = settings.size, families.get(target.source.family).STRIDE, native_resolution(target.source)
+    _require(size > 0 and size % stride == 0, f"--size {size} does not fit this model: give a multiple of {stride}")
+    least, most = native / SIDE_FACTOR, native * SIDE_FACTOR
+    far = f"--size {size} is far from the {native} pixels that this model draws at: give {least:g} to {most:g}"
+    _require(least <= size <= most or size == target.defaults.size, far)  # at its own size a run was told to train
 
 
 def _check_consistency(settings: Sampling, target: Target) -> None:
@@ -276,13 +288,27 @@ def _check_lengths(named_texts: Sequence[tuple[str, str]], pipe: DiffusionPipeli
 
 def _pictures(texts: Sequence[str], seeds: Sequence[int], target: Target) -> list[Picture]:
     _require(bool(texts), "no prompt given: add one such as 'a [V] dog in the snow'")
-    identifiers = [name for run, _ in target.adapters for name in run.info["identifiers"]]
-    filled = [(index, prompt, prompts.fill(prompt, identifiers)) for index, prompt in enumerate(texts)]
+    for text in texts:
+        _require(bool(text.strip()), "a prompt is empty: write one such as 'a [V] dog in the snow'")
+        small = SMALL.search(text)
+        _require(not small, f"the prompt '{text}' does not name the subject by {small and small[0]}: write [V]")
+    filled = [(index, prompt, prompts.fill(prompt, target.identifiers)) for index, prompt in enumerate(texts)]
     return [
         Picture(f"{index:02d}-{_slug(prompt)}-{seed}.png", prompt, text, seed)
         for index, prompt, text in filled
         for seed in seeds
     ]
+
+
+def _unnamed(wanted: Sequence[Picture], target: Target) -> Iterator[str]:
+    """Say that a run's subject is in no picture, or that one prompt has come as many, without its quotes."""
+    given = [each.prompt for each in wanted if each.seed == wanted[0].seed]
+    is_split = len(given) > 1 and all(len(prompt.split()) == 1 for prompt in given)
+    if is_split and any(prompts.PLACEHOLDER.fullmatch(prompt) for prompt in given):
+        yield f"these are {len(given)} prompts of one word each: write one in quotes: '{' '.join(given)}'"
+    names = [re.compile(rf"(?<!\w){re.escape(name)}(?!\w)") for name in target.identifiers]
+    if names and not any(name.search(each.text) for name in names for each in wanted):
+        yield "no prompt names the subject: write [V]"
 
 
 def _clashes(target: Target) -> Iterator[str]:
