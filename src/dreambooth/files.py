@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -27,7 +28,9 @@ def atomic(path: Path) -> Iterator[Path]:
     temporary = _temporary(path)
     try:
         with disk_errors(path):
+            rights = _rights(path)
             yield temporary
+            temporary.chmod(rights)
             _sync(temporary)
             os.replace(temporary, path)
             _sync(path.parent)
@@ -47,8 +50,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         with disk_errors(path):
+            rights = _rights(path)
             yield temporary
             for file in temporary.rglob("*"):
+                if file.is_file():
+                    file.chmod(rights)
                 _sync(file)
             _sync(temporary)
             with _temporary_folder(path) as aside:
@@ -101,6 +107,18 @@ def sweep(folder: Path, of: str = "*") -> None:
 def _temporary(path: Path) -> Path:
     """Return a name of its own; `tempfile` would make it unreadable to the user's group."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+
+
+def _rights(path: Path) -> int:
+    """Return the rights that a new file gets beside `path`; libraries give theirs others: safetensors 0600.
+
+    A file is made to see them: who asks for the umask sets another one, for all threads.
+    """
+    probe = _temporary(path)
+    probe.touch()
+    rights = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    return rights
 
 
 def _temporary_folder(path: Path) -> tempfile.TemporaryDirectory[str]:

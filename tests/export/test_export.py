@@ -226,6 +226,8 @@ def test_what_cannot_be_exported_is_refused(runs: dict[str, Run], tmp_path: Path
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match="holds other files than an export"):
         export(run.path, "kohya", tmp_path)
+    with pytest.raises(UserError, match=r"mine.safetensors names a file, and --out is a folder: give .*mine$"):
+        export(run.path, "kohya", tmp_path / "mine.safetensors")
     with pytest.raises(UserError, match=r"mine.txt is a file"):
         export(run.path, "kohya", tmp_path / "mine.txt")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

@@ -141,6 +141,8 @@ def _holds(format: Format, shipment: Shipment) -> bool:
 
 
 def _check_folder(folder: Path) -> None:
+    if folder.suffix == ".safetensors":
+        raise UserError(f"--out {folder} names a file, and --out is a folder: give {folder.with_suffix('')}")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: choose another --out")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
