@@ -636,6 +636,42 @@ REFUSED: dict[str, tuple[Builder, str]] = {
         lambda lab: training("--out", text("file", "x"))(lab),
         "file is a file: choose another --out",
     ),
+    "a folder in a file": (
+        lambda lab: training("--out", f"{text('file', 'x')}/run")(lab),
+        "file is a file: choose another --out",
+    ),
+    "a dry run into a file": (
+        lambda lab: training("--dry-run", "--out", text("file", "x"))(lab),
+        "file is a file: choose another --out",
+    ),
+    "class images in a file": (
+        lambda lab: ["prior", "--class", "dog", "--model", lab.model, "--out", text("file", "x")],
+        "file is a file: choose another --out",
+    ),
+    "an export in a file": (
+        lambda lab: ["export", lab.run, "--out", f"{text('file', 'x')}/export"],
+        "file is a file: choose another --out",
+    ),
+    "a comparison in a file": (
+        lambda lab: ["evaluate", lab.run, lab.run, "--out", text("file", "x")],
+        "file is a file: choose another --out",
+    ),
+    "a bench in a file": (
+        lambda lab: ["bench", lab.home, "--out", text("file", "x")],
+        "file is a file: choose another --out",
+    ),
+    "an average in a file": (
+        lambda lab: ["average", lab.run, "--out", f"{text('file', 'x')}/run"],
+        "file is a file: choose another --out",
+    ),
+    "a sheet that is a folder": (
+        lambda lab: ["check", lab.photos, "--sheet", folder("sheets")],
+        "--sheet sheets is a folder: give a file in it, such as sheets/sheet.png",
+    ),
+    "a sheet in a file": (
+        lambda lab: ["check", lab.photos, "--sheet", f"{text('file', 'x')}/sheet.png"],
+        "file is a file: choose another --sheet",
+    ),
     "a model without a U-Net": (
         lambda lab: ["train", lab.photos, "--class", "dog", "--model", without_unet(lab.model)],
         "broken has no U-Net: the folder unet is missing; get the whole model again",
@@ -778,6 +814,10 @@ REFUSED: dict[str, tuple[Builder, str]] = {
         lambda lab: ["generate", lab.run, "x", "--out", text("file", "x")],
         "file is a file: choose another --out",
     ),
+    "pictures in a folder in a file": (
+        lambda lab: ["generate", lab.run, "x", "--out", f"{text('file', 'x')}/pictures"],
+        "file is a file: choose another --out",
+    ),
     "no class images to make": (lambda lab: ["prior", "--class", "dog", "--count", 0], "--count 0: give at least 1"),
     "class images of nothing": (lambda lab: ["prior", "--class", " "], "the class noun is empty: give a noun"),
     "a word for an article and a noun": (
@@ -894,3 +934,45 @@ def test_refusals_come_before_any_work_in_one_line(case: str, lab: Lab) -> None:
     assert said in call(*arguments).refusal
     assert here() == before
     assert {path: path.stat().st_mtime_ns for path in lab.home.rglob("*")} == run
+
+
+WRITTEN: dict[str, tuple[Builder, str]] = {
+    "train": (training("--out", "there/run"), "there (Permission denied): choose another --out"),
+    "a dry run": (training("--dry-run", "--out", "there/run"), "there (Permission denied): choose another --out"),
+    "prior": (
+        lambda lab: ["prior", "--class", "dog", "--model", lab.model, "--out", "there"],
+        "there (Permission denied): choose another --out",
+    ),
+    "generate": (lambda lab: ["generate", lab.run, "x", "--out", "there/x"], "there (Permission denied): choose anoth"),
+    "export": (lambda lab: ["export", lab.run, "--out", "there/x"], "there (Permission denied): choose another --out"),
+    "average": (lambda lab: ["average", lab.run, "--out", "there/x"], "there (Permission denied): choose another --"),
+    "bench": (lambda lab: ["bench", lab.home, "--out", "there"], "there (Permission denied): choose another --out"),
+    "evaluate": (lambda lab: ["evaluate", lab.run], "run (Permission denied): copy the run to where you may write"),
+    "apply": (lambda lab: ["apply", lab.run, "art"], "run (Permission denied): copy the run to where you may write"),
+    "check": (
+        lambda lab: ["check", lab.photos, "--sheet", "there/x.png"],
+        "there (Permission denied): choose another --sheet",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRITTEN)
+def test_where_nothing_can_be_written_no_work_is_begun(case: str, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root, who may run the tests, may write everywhere."""
+
+    def refuse(**_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("dreambooth.files.tempfile.TemporaryFile", refuse)
+    build, said = WRITTEN[case]
+    folder("there")
+    refused = call(*build(lab)).refusal
+    assert refused.startswith("cannot write into ")
+    assert said in refused
+    assert here() == {"there"}
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder of Linux")
+def test_a_folder_in_which_even_root_can_make_nothing_is_refused(lab: Lab) -> None:
+    refused = call(*training("--out", "/proc/run")(lab)).refusal
+    assert re.fullmatch(r"cannot write into /proc \(.*\): choose another --out", refused)

@@ -163,6 +163,7 @@ def apply(
     if not applications:
         raise UserError("no application given: name one, such as art")
     opened = Run.open(run)
+    opened.require_writable()
     materials = gather_all(opened, Plan(count=count, seed=seed))
     chosen = choose_all(applications, [material.noun for material in materials], kind)
     tasks = [

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dreambooth.errors import RunError
+from dreambooth.errors import RunError, UserError
 
 
 @contextmanager
@@ -70,6 +70,23 @@ def remove_folder(path: Path) -> None:
     """Remove a folder. A crash leaves it whole, or a temporary for `sweep`, but no part of it in its place."""
     with _temporary_folder(path) as aside:
         os.replace(path, Path(aside) / "old")
+
+
+def require_writable(folder: Path, mend: str = "choose another --out") -> None:
+    """Refuse a folder to be written into, there already or not, where nothing can be; call it before any work.
+
+    What the rights say is not all: a disk may be read-only, and no file can be made in `/proc` even by root.
+
+    Raises:
+        UserError: It cannot be written into, or lies in a file.
+    """
+    there = next(each for each in (folder, *folder.parents) if os.path.exists(each))
+    if not there.is_dir():
+        raise UserError(f"{there} is a file: {mend}")
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise UserError(f"cannot write into {there} ({error.strerror}): {mend}") from None
 
 
 @contextmanager

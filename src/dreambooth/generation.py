@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 
 from dreambooth import environment, families, methods, presets, prompts, samples, sampling
 from dreambooth.errors import UserError
-from dreambooth.files import atomic, write_json
+from dreambooth.files import atomic, require_writable, write_json
 from dreambooth.images import grid, save_png
 from dreambooth.mistakes import SIDE_FACTOR
 from dreambooth.models import Source, native_resolution, resolve
@@ -124,6 +124,7 @@ def generate(
     share = None if consistency == "off" else consistency
     _check_numbers(count=count, seed=seed, inference_steps=inference_steps, guidance=guidance, consistency=share)
     folder = Path(out) if out else _next_folder(target)
+    require_writable(folder)
     found = find(target, adapters)
     sampling.require_prompted(found.source.family)
     given = {"sampler": sampler, "steps": inference_steps, "guidance": guidance, "size": size, "negative": negative}
@@ -256,7 +257,6 @@ def _check_numbers(**values: float | None) -> None:
 
 def _check_folder(folder: Path, files: set[str]) -> None:
     """Pictures go into an empty folder, or over earlier ones, of which an interruption may have left a part."""
-    _require(folder.is_dir() or not folder.exists(), f"{folder} is a file: choose another --out")
     there = {file.name for file in folder.iterdir() if not file.name.endswith(".tmp")} if folder.is_dir() else set()
     ours = {"grid.png", "manifest.json"} <= there or there <= files | {"grid.png"}
     _require(ours, f"{folder} holds other files than pictures made by this command: choose another --out")

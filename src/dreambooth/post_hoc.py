@@ -11,7 +11,7 @@ import torch
 from dreambooth import environment, families, generation, methods, samples
 from dreambooth.averaging import combine
 from dreambooth.errors import UserError
-from dreambooth.files import atomic_folder
+from dreambooth.files import atomic_folder, require_writable
 from dreambooth.placing import place
 from dreambooth.precision import storage_dtype
 from dreambooth.progress import Reporter, Silent
@@ -41,6 +41,7 @@ def average(run: str | Path, width: float, out: str | Path | None = None, report
     """
     opened, reporter = Run(Run.open(run).path.resolve()), reporter or Silent()
     target = Path(out).resolve() if out else opened.path.with_name(f"{opened.path.name}-average-{width:g}")
+    require_writable(target.parent)
     if not NARROWEST <= width <= WIDEST:
         raise UserError(
             f"--width {width:g} is none: give a share of the steps from {NARROWEST} to {WIDEST}, such as 0.1"

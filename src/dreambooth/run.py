@@ -15,9 +15,12 @@ from typing import Any
 import filelock
 
 from dreambooth.errors import UserError
-from dreambooth.files import disk_errors, sweep, write_json, write_text
+from dreambooth.files import disk_errors, require_writable, sweep, write_json, write_text
 from dreambooth.progress import Step
 from dreambooth.recipe import LATER, Recipe, counted
+
+RUNS = Path("runs")
+"""Where runs are that have no folder given."""
 
 
 class Run:
@@ -102,6 +105,14 @@ class Run:
         """Steps that what the run ships has seen: fewer than it was given, where it has chosen an earlier look."""
         info = self.info
         return int(info.get("selection", {}).get("step", info["steps"]))
+
+    def require_writable(self) -> None:
+        """Refuse to work on a run in whose folder nothing can be written.
+
+        Raises:
+            UserError: Nothing can.
+        """
+        require_writable(self.path, "copy the run to where you may write")
 
     def require_own(self, recipe: Recipe, identity: str) -> None:
         """Refuse a folder that this run cannot be written to.

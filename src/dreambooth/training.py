@@ -31,7 +31,7 @@ from dreambooth import (
 )
 from dreambooth.errors import UserError
 from dreambooth.evaluation import class_noun
-from dreambooth.files import atomic_folder
+from dreambooth.files import atomic_folder, require_writable
 from dreambooth.job import Job
 from dreambooth.looks import Watch
 from dreambooth.models import choose_for_device, native_resolution, resolve
@@ -43,7 +43,7 @@ from dreambooth.precision import storage_dtype
 from dreambooth.progress import Reporter, Silent
 from dreambooth.recipe import Recipe
 from dreambooth.reporting import report
-from dreambooth.run import Run, now
+from dreambooth.run import RUNS, Run, now
 
 
 def train(recipe: Recipe, out: str | Path | None = None, reporter: Reporter | None = None) -> Run:
@@ -63,6 +63,7 @@ def train(recipe: Recipe, out: str | Path | None = None, reporter: Reporter | No
         KeyboardInterrupt: Interrupted; the state is saved and the same call goes on from it.
     """
     reporter = reporter or Silent()
+    require_writable(Path(out or RUNS))
     plans = make_plans(recipe)
     job = _begin(plans, Path(out) if out else None, reporter)
     run = job.run
@@ -102,6 +103,8 @@ def make_class_images(
     Raises:
         UserError: There is no such model, or the folder holds something else.
     """
+    if folder:
+        require_writable(folder)
     device = environment.processes().device
     name = model or choose_for_device()[0]
     source = resolve(name)
@@ -141,13 +144,13 @@ def _begin(plans: Plans, out: Path | None, reporter: Reporter) -> Job:
         pipe,
         accelerator,
         reporter if accelerator.is_main_process else Silent(),
-        Run(out or "runs"),
+        Run(out or RUNS),
         pictures,
         starting.read(pipe, family, recipe),
     )
     identity = plans.identity(recipe)
     if out is None:
-        job.run = Run(Path("runs") / f"{recipe.subjects[0].photos.resolve().name}-{recipe.method}-{identity[:8]}")
+        job.run = Run(RUNS / f"{recipe.subjects[0].photos.resolve().name}-{recipe.method}-{identity[:8]}")
     job.run.require_own(recipe, identity)
     _announce(job)
     fitted = fitting.fit(pipe, family, recipe, accelerator.device, accelerator.num_processes)

@@ -42,7 +42,7 @@ def train(
     chosen = _recipe(photos, class_noun, identifier, recipe, settings)
     if dry_run:
         with reporting(log_format):
-            _dry_run(chosen, json)
+            _dry_run(chosen, out, json)
         return
     with reporting(log_format) as reporter:
         from dreambooth.environment import processes
@@ -199,9 +199,12 @@ def _subject(text: str) -> dict[str, Any]:
     return {key: value for key, value in given.items() if value}
 
 
-def _dry_run(recipe: Recipe, as_json: bool) -> None:
+def _dry_run(recipe: Recipe, out: Path | None, as_json: bool) -> None:
+    from dreambooth.files import require_writable
     from dreambooth.planning import make_plans
+    from dreambooth.run import RUNS
 
+    require_writable(out or RUNS)
     plans = make_plans(recipe)
     if as_json:
         resolved = plans.recipe.model_dump(mode="json", exclude_none=True)

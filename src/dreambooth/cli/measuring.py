@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from dreambooth.cli.shared import ClassNoun, Json, LogFormat, app, print_json, reporting
 from dreambooth.errors import UserError
+from dreambooth.files import atomic, require_writable
 from dreambooth.prompts import require_noun
 from dreambooth.recipe import Settings
 
@@ -63,10 +64,11 @@ def check(
     json: Json = False,
 ) -> None:
     """Say which photos will be used, and what is wrong with each and with all of them."""
-    from dreambooth.files import atomic
     from dreambooth.photo_doctor import examine, to_json
     from dreambooth.photo_sheet import sheet as draw
 
+    if sheet:
+        _require_sheet(sheet)
     _require_checkable(resolution, model, class_noun, segmenter)
     side = resolution or _native(model)
     found = examine(photos, side, _segment(segmenter, class_noun) if segmenter and class_noun else None)
@@ -85,6 +87,12 @@ def check(
         _print_problem(problem, "")
     if diagnosis:
         _print_diagnosis(diagnosis)
+
+
+def _require_sheet(sheet: Path) -> None:
+    if sheet.is_dir():
+        raise UserError(f"--sheet {sheet} is a folder: give a file in it, such as {sheet / 'sheet.png'}")
+    require_writable(sheet.parent, "choose another --sheet")
 
 
 def _require_checkable(
@@ -171,6 +179,8 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measure runs by the paper's protocol: identity, prompt fidelity, diversity, copying, drift."""
+    if len(runs) > 1:
+        require_writable(out)
     with reporting(log_format) as reporter:
         from dreambooth.evaluation.comparison import compare, require_alike, write
         from dreambooth.evaluation.material import Plan

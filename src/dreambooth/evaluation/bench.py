@@ -19,7 +19,7 @@ from dreambooth.evaluation.material import Plan
 from dreambooth.evaluation.metrics import Diversity, Options, load_lpips
 from dreambooth.evaluation.runs import Evaluation, evaluate
 from dreambooth.evaluation.statistics import Estimate
-from dreambooth.files import write_json
+from dreambooth.files import require_writable, write_json
 from dreambooth.progress import Reporter, Silent
 from dreambooth.recipe import Recipe
 from dreambooth.training import train
@@ -114,6 +114,7 @@ def bench(
             are not there; nothing has been trained then.
     """
     plan, options, reporter = plan or Plan(), options or Options(), reporter or Silent()
+    require_writable(out)
     nouns = classes(folder, limit)
     for noun in nouns.values():
         choose(noun, plan.prompts)

@@ -134,6 +134,7 @@ def evaluate(
     """
     plan, options, reporter = plan or Plan(), options or Options(), reporter or Silent()
     opened, prepared = Run.open(run), prepare(run, plan, options, held_out, mask_folder)
+    opened.require_writable()
     if options.diversity == "lpips-alex":
         metrics.load_lpips()  # where it cannot be had, nothing is drawn
     judges = load_judges(opened, identity_encoder, clip_encoder)

@@ -21,7 +21,7 @@ from torch import Tensor
 from dreambooth import families, methods
 from dreambooth.errors import RunError, UserError
 from dreambooth.export import card, metadata, names, original, reading
-from dreambooth.files import atomic_folder, write_json
+from dreambooth.files import atomic_folder, require_writable, write_json
 from dreambooth.generation import find
 from dreambooth.models import Source, safetensors_header
 from dreambooth.precision import storage_dtype
@@ -111,6 +111,7 @@ def export(run: str | Path, format: str, out: str | Path | None = None) -> Path:
     if format not in FORMATS:
         raise UserError(f"no format '{format}': choose from {', '.join(FORMATS)}")
     folder = Path(out) if out else found.path / "export" / format
+    require_writable(folder.parent)
     _check_folder(folder)
     shipment = Shipment(found, find(found.path).source)
     _require_possible(shipment, format)
