@@ -877,6 +877,14 @@ REFUSED: dict[str, tuple[Builder, str]] = {
         lambda lab: ["check", lab.photos, "--segmenter", "nobody/nothing", "--class", "dog"],
         "nobody/nothing is not in the cache and HF_HUB_OFFLINE is set: run `hf download nobody/nothing` where",
     ),
+    "a bad name on the hub": (
+        lambda lab: ["export", lab.run, "--push-to-hub", "bad name"],
+        "'bad name' is no repository's name: write OWNER/NAME",
+    ),
+    "an upload without a network": (
+        lambda lab: ["export", lab.run, "--push-to-hub", "me/dog"],
+        "HF_HUB_OFFLINE is set, so nothing can be uploaded: unset it",
+    ),
     "a report of nothing": (lambda lab: ["report", lab.photos, "--json"], "photos holds no run"),
 }
 

@@ -7,6 +7,7 @@ import re
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -112,6 +113,18 @@ def test_a_table_of_classes_is_read_before_any_work(text: str, said: str, tmp_pa
     assert str(caught.value).startswith(str(table))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_subject_is_trained_where_a_later_one_cannot_be_drawn_or_measured(
+    dataset: Path, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"nosuch\.yaml"):
+        bench(dataset, settings, tmp_path / "out", plan=Plan("nosuch.yaml"), limit=1)
+    said: list[str] = []
+    with pytest.raises(UserError, match="no sampler 'foo'"):
+        bench(dataset, {**settings, "sampler": "foo"}, tmp_path / "out", reporter=Mock(say=said.append))
+    assert said == []
     assert not (tmp_path / "out").exists()
 
 

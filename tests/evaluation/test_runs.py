@@ -283,6 +283,32 @@ def test_refusals(run: Path, prompts: str, tmp_path: Path) -> None:
     shutil.move(moved, photo)
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--clip-encoder", "toybox-identity"], "the encoder toybox-identity reads no text"),
+        (["--diversity", "lpips-alex"], "LPIPS cannot be loaded"),
+    ],
+)
+def test_what_is_found_late_is_said_before_anything_is_drawn(
+    more: list[str], said: str, run: Path, prompts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    given = [*flags()[: 2 if "--clip-encoder" in more else 4], *more]
+    assert said in calls.call("evaluate", run, "--prompts", prompts, *given).refusal
+    assert not (run / "evaluation").exists()
+
+
+def test_a_run_that_cannot_be_measured_is_told_before_the_others_are_drawn(
+    run: Path, prompts: str, tmp_path: Path
+) -> None:
+    cut = Run(shutil.copytree(run, tmp_path / "cut"))
+    cut.update(finished=False)
+    for other, said in ((cut.path, "cut is not finished"), (tmp_path / "nosuch", "nosuch")):
+        assert said in calls.call("evaluate", run, other, "--prompts", prompts, *flags()).refusal
+    assert not (run / "evaluation").exists()
+
+
 def test_counts_that_draw_nothing_are_refused_before_anything_is_removed(run: Path, prompts: str) -> None:
     evaluate(run, plan(prompts), **ENCODERS)
     there = sorted((run / "evaluation").rglob("*.png"))

@@ -28,7 +28,10 @@ def export(
         from dreambooth.export import MANIFEST
         from dreambooth.export import export as write
         from dreambooth.export.hub import push_to_hub as push
+        from dreambooth.export.hub import require_possible
 
+        if push_to_hub:
+            require_possible(push_to_hub)
         folder = write(run, format, out)
         address = push(folder, push_to_hub) if push_to_hub else None
     made = json_module.loads((folder / MANIFEST).read_text(encoding="utf-8"))

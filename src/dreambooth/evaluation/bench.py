@@ -20,6 +20,7 @@ from dreambooth.evaluation.metrics import Diversity, Options, load_lpips
 from dreambooth.evaluation.runs import Evaluation, evaluate
 from dreambooth.evaluation.statistics import Estimate
 from dreambooth.files import require_writable, write_json
+from dreambooth.planning import make_plans
 from dreambooth.progress import Reporter, Silent
 from dreambooth.recipe import Recipe
 from dreambooth.training import train
@@ -124,6 +125,8 @@ def bench(
         name: Recipe.of({**settings, "subjects": [{"photos": folder / name, "class_noun": noun}]})
         for name, noun in nouns.items()
     }
+    for recipe in recipes.values():
+        make_plans(recipe)
     found = []
     for index, (name, recipe) in enumerate(recipes.items()):
         reporter.say(f"subject {index + 1} of {len(recipes)}: {name}, a {nouns[name]}")

@@ -190,9 +190,17 @@ class Encoder:
         Raises:
             UserError: The encoder has no text half, or a text is too long for it.
         """
+        return F.normalize(self.require_text()(texts), dim=-1).cpu()
+
+    def require_text(self) -> TextHalf:
+        """Return the half that reads texts.
+
+        Raises:
+            UserError: The encoder has none.
+        """
         if self._text is None:
             raise UserError(f"the encoder {self.name} reads no text: for scores against prompts take clip-vit-b32")
-        return F.normalize(self._text(texts), dim=-1).cpu()
+        return self._text
 
 
 def load(name: str, device: str = "cpu") -> Encoder:

@@ -177,14 +177,20 @@ def _together(run: Run, parts: Sequence[Evaluation], judges: Judges, plan: Plan,
 
 
 def load_judges(run: Run, identity: str | None = None, clip: str | None = None) -> Judges:
-    """Load the encoders that suit the run's base model, or those asked for."""
+    """Load the encoders that suit the run's base model, or those asked for.
+
+    Raises:
+        UserError: There is no such encoder, or that of pictures and texts reads no text.
+    """
     recipe = run.recipe
     assert recipe.model is not None, "a run's recipe names its model"
     card = resolve(recipe.model, recipe.revision).card
     identity = identity or (card.identity_encoder if card else IDENTITY_ENCODER)
     clip = clip or (card.clip_encoder if card else CLIP_ENCODER)
     device = str(environment.processes().device)
-    return Judges(encoders.load(identity, device), encoders.load(clip, device))
+    judges = Judges(encoders.load(identity, device), encoders.load(clip, device))
+    judges.clip.require_text()
+    return judges
 
 
 def judge(

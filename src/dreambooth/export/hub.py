@@ -7,6 +7,23 @@ from pathlib import Path
 from dreambooth.errors import RunError, UserError
 
 
+def require_possible(repository: str) -> None:
+    """Refuse an upload that cannot be; the hub is not asked.
+
+    Raises:
+        UserError: The repository's name is none, or the hub must not be asked.
+    """
+    from huggingface_hub import constants, errors
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repository)
+    except errors.HFValidationError as error:
+        raise UserError(f"'{repository}' is no repository's name: write OWNER/NAME") from error
+    if constants.HF_HUB_OFFLINE:
+        raise UserError("HF_HUB_OFFLINE is set, so nothing can be uploaded: unset it")
+
+
 def push_to_hub(folder: Path, repository: str, private: bool = True) -> str:
     """Upload an export to a hub repository, which is made if it is not there.
 
@@ -24,14 +41,11 @@ def push_to_hub(folder: Path, repository: str, private: bool = True) -> str:
     """
     from huggingface_hub import HfApi, errors
 
+    require_possible(repository)
     api = HfApi(library_name="dreambooth")
     try:
         url = api.create_repo(repository, private=private, exist_ok=True)
         api.upload_folder(folder_path=folder, repo_id=url.repo_id, commit_message="Export of a dreambooth run")
-    except errors.HFValidationError as error:
-        raise UserError(f"'{repository}' is no repository's name: write OWNER/NAME") from error
-    except errors.OfflineModeIsEnabled as error:
-        raise UserError("HF_HUB_OFFLINE is set, so nothing can be uploaded: unset it") from error
     except errors.HfHubHTTPError as error:
         raise _refused(repository, error.response.status_code if error.response is not None else 0) from error
     except (OSError, errors.HTTPError) as error:
