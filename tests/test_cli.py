@@ -734,7 +734,7 @@ REFUSED: dict[str, tuple[Builder, str]] = {
     ),
     "no such run or model": (
         lambda lab: ["generate", "nothing", "x"],
-        "there is no model 'nothing': give one of toybox, ",
+        "a folder, a file, a hub id or a run folder",
     ),
     "no prompt": (lambda lab: ["generate", lab.run], "PROMPTS requires an argument"),
     "a subject of a base model": (
@@ -768,7 +768,7 @@ REFUSED: dict[str, tuple[Builder, str]] = {
     ),
     "no such adapter": (
         lambda lab: ["generate", lab.run, "x", "--adapter", "nothing=1"],
-        "nothing holds no run: expected a folder that `dreambooth train` made",
+        "there is no run at nothing: give a folder that `dreambooth train` made",
     ),
     "a strength of a fully fine-tuned run": (
         lambda lab: ["generate", fully_tuned(lab.run), "x", "--adapter", "full=0.5"],
@@ -932,6 +932,23 @@ def captioned(photos: Path, caption: str) -> str:
     shutil.copytree(photos, "captioned")
     Path("captioned/0.txt").write_text(caption, encoding="utf-8")
     return "captioned"
+
+
+@pytest.mark.parametrize(
+    "words", [["generate", "a dog"], ["evaluate"], ["export"], ["report"], ["apply", "art"], ["average"]]
+)
+@pytest.mark.parametrize(("typed", "meant"), [("runs/dgo", "runs/dog"), ("./runs/dgo", "runs/dog"), ("dgo", "dog")])
+def test_a_misspelt_run_is_not_taken_for_a_model_of_the_hub(words: list[str], typed: str, meant: str, lab: Lab) -> None:
+    shutil.copytree(lab.run, meant)
+    command, *more = words
+    said = call(command, typed, *more).refusal
+    assert said == f"there is no run at {typed.removeprefix('./')}: did you mean {meant}?"
+
+
+@pytest.mark.parametrize("typed", ["runs/dgo", "./dgo", "/none/dgo", "mine/cat"])
+def test_a_path_without_a_run_is_not_asked_of_the_hub(typed: str, lab: Lab) -> None:
+    shutil.copytree(lab.run, "mine/dog")
+    assert call("generate", typed, "a dog").refusal == f"there is no run or model at {typed}: check the path"
 
 
 @pytest.mark.parametrize("case", REFUSED)

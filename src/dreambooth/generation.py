@@ -17,11 +17,11 @@ from dreambooth.errors import UserError
 from dreambooth.files import atomic, require_writable, write_json
 from dreambooth.images import grid, save_png
 from dreambooth.mistakes import SIDE_FACTOR
-from dreambooth.models import Source, native_resolution, resolve
+from dreambooth.models import CARDS, Source, native_resolution, resolve
 from dreambooth.placing import place
 from dreambooth.precision import DTYPES
 from dreambooth.progress import Reporter, Silent
-from dreambooth.run import Run
+from dreambooth.run import Run, beside, missing, nearest
 from dreambooth.sampling import Sampling, draw
 
 SMALL = re.compile(r"\[v\d*\]")
@@ -168,7 +168,7 @@ def find(name: str | Path, adapters: Sequence[str] = ()) -> Target:
     files = [_parse_file(text) for text in adapters if _is_lora_file(text)]
     run = Run(name)
     if not run.exists:
-        source = resolve(str(name))
+        source = _base(str(name))
         for other, _ in given:
             _require_lora_file(other)
         return Target(str(name), source, None, None, given, _defaults(source), files)
@@ -193,6 +193,17 @@ def find(name: str | Path, adapters: Sequence[str] = ()) -> Target:
     own = {"sampler": recipe.sampler, "steps": recipe.inference_steps, "guidance": guidance}
     defaults = _override(_defaults(source), size=recipe.resolution, consistency=recipe.consistency, **own)
     return Target(str(run.path), source, run, strength, extras, defaults, files)
+
+
+def _base(name: str) -> Source:
+    """Find a base model. A name that is rather a mistyped run's is not asked of the hub."""
+    path = Path(name).expanduser()
+    if not path.exists() and all(card.name != name for card in CARDS):
+        if nearest(path):
+            raise missing(path)
+        is_path = name.startswith((".", "/", "~", "runs/")) or ("/" in name and bool(beside(path)))
+        _require(not is_path, f"there is no run or model at {name}: check the path")
+    return resolve(name, kinds="a folder, a file, a hub id or a run folder")
 
 
 def load(target: Target) -> DiffusionPipeline:

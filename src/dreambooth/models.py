@@ -108,12 +108,13 @@ def _read_cards() -> tuple[Card, ...]:
 CARDS = _read_cards()
 
 
-def resolve(model: str, revision: str | None = None) -> Source:
+def resolve(model: str, revision: str | None = None, kinds: str = "a folder, a file or a hub id") -> Source:
     """Find a base model: the name of a card, a folder, a `.safetensors` file, or a hub id, in that order.
 
     Args:
         model: What the user asked for.
         revision: Branch, tag or commit of a hub model.
+        kinds: What an unknown name is told to be instead of a card's.
 
     Raises:
         UserError: There is no such model, or it is one that cannot or must not be loaded.
@@ -128,7 +129,7 @@ def resolve(model: str, revision: str | None = None) -> Source:
         return _local(model, path, card)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", model) and path.suffix.lower() not in (".safetensors", *PICKLES):
         return _from_hub(model, model, revision, None)
-    raise _not_found(model)
+    raise _not_found(model, kinds)
 
 
 def choose_for_device() -> tuple[str, str]:
@@ -151,12 +152,12 @@ def _embedded(card: Card) -> Path:
     return PACKAGE / card.name / "base"
 
 
-def _not_found(model: str) -> UserError:
+def _not_found(model: str, kinds: str) -> UserError:
     if "/" in model or "\\" in model or Path(model).suffix.lower() in (".safetensors", *PICKLES):
         return UserError(f"there is no model at {model}: check the path")
     names = [card.name for card in CARDS]
     near = difflib.get_close_matches(model.lower(), names, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"give one of {', '.join(names)}, a folder, a file or a hub id"
+    hint = f"did you mean {near[0]}?" if near else f"give one of {', '.join(names)}, {kinds}"
     return UserError(f"there is no model {model!r}: {hint}")
 
 

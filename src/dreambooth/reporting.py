@@ -19,6 +19,7 @@ from dreambooth.prompts import LABEL, class_prompt, label, scenes
 from dreambooth.reporting_applications import application_story
 from dreambooth.reporting_evaluation import evaluation_story
 from dreambooth.reporting_selection import selection_story
+from dreambooth.run import missing
 
 ROLES = ("before", "after")
 
@@ -57,6 +58,8 @@ class Record:
 
 
 def _read(folder: Path) -> Record:
+    if not folder.exists():
+        raise missing(folder)
     if not any((folder / name).is_file() for name in ("recipe.yaml", "run.json")):
         raise UserError(f"{folder} holds no run (no recipe.yaml, no run.json): name the folder of a training run")
     notes: list[str] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import socket
@@ -45,7 +46,7 @@ class Run:
         """
         run = cls(path)
         if not run.exists:
-            raise UserError(f"{path} holds no run: expected a folder that `dreambooth train` made")
+            raise missing(run.path)
         return run
 
     @property
@@ -217,6 +218,26 @@ class Run:
         pairs = {name: (old.get(name, LATER.get(name)), new.get(name, LATER.get(name))) for name in {**new, **old}}
         shown = [f"{name}: {there} there, {here} here" for name, (there, here) in pairs.items() if there != here]
         return "; ".join(shown[:3]) or "other photos or another base model"
+
+
+def missing(path: Path) -> UserError:
+    """Say that a path is no run's, and which one beside it may have been meant."""
+    if path.exists():
+        return UserError(f"{path} holds no run: expected a folder that `dreambooth train` made")
+    near = nearest(path)
+    mend = f"did you mean {near}?" if near else "give a folder that `dreambooth train` made"
+    return UserError(f"there is no run at {path}: {mend}")
+
+
+def nearest(path: Path) -> Path | None:
+    """Return the run beside a path whose name is most like its own, where one is."""
+    near = difflib.get_close_matches(path.name, beside(path), n=1)
+    return path.with_name(near[0]) if near else None
+
+
+def beside(path: Path) -> list[str]:
+    """Return the names of the runs in a path's parent folder."""
+    return sorted(file.parent.name for file in path.parent.glob("*/run.json"))
 
 
 def now() -> str:
