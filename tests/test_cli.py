@@ -333,6 +333,18 @@ def test_without_out_the_run_is_named_by_its_photos_method_and_identity(lab: Lab
     assert again.err.splitlines()[-1] == f"{run} is finished: 1 steps done"
 
 
+def test_a_finished_run_says_that_it_draws_no_more_and_names_no_folder_that_is_not_there(
+    lab: Lab, tmp_path: Path
+) -> None:
+    first = train(lab.photos, lab.model, out=tmp_path / "run")
+    assert first.status == 0, first
+    again = train(lab.photos, lab.model, out=tmp_path / "run", samples=4, scenes="a [V] dog in a car")
+    told = "; its pictures stay as they are, by another --samples, --scenes: `dreambooth generate` draws others"
+    assert again.err.splitlines()[-1].endswith(told)
+    for each in (first, again):
+        assert not [line for line in each.out.splitlines() if line.startswith("pictures")]
+
+
 def test_a_recipe_is_found_from_anywhere(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(lab.home)
     told = train(Path("photos"), Path(os.path.relpath(lab.model)), "--dry-run", "--json")
@@ -692,6 +704,10 @@ REFUSED: dict[str, tuple[Builder, str]] = {
     "a rank without a LoRA": (
         training("--method", "full", "--rank", 4),
         "--rank is a setting of a LoRA: leave it out, or use --method lora",
+    ),
+    "layers of no LoRA": (
+        training("--method", "full", "--targets", "attention"),
+        "--targets attention names layers with a LoRA, and none is trained: leave it out, or use --method lora",
     ),
     "an alpha without a LoRA": (
         training("--method", "full", "--alpha", 4),

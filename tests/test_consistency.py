@@ -57,7 +57,7 @@ def test_the_runs_own_pictures_tell_it_and_frozen_ones_know_nothing_of_it(run: R
 def test_a_finished_run_says_that_it_draws_as_it_did(run: Run, tiny_sd: Path) -> None:
     again = train(run.path.parent / "photos", tiny_sd, out=run.path, consistency=0.7, samples=1, **FAR)
     assert again.status == 0, again
-    assert "it draws as it did, by another --consistency: `dreambooth generate` takes these" in again.err
+    assert "its pictures stay as they are, by another --consistency: `dreambooth generate` draws others" in again.err
     assert run.recipe.consistency == 0.4
 
 

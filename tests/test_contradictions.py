@@ -72,6 +72,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({**FULL, "consistency": 0.4}, "--consistency leaves out a LoRA of the denoiser: use --method lora"),
     ({**PIVOTAL, "consistency": 0.4}, "--consistency leaves out a LoRA of the denoiser: use --method lora"),
     ({"train_text_encoder": True, "consistency": 0.4}, "--consistency leaves out a LoRA of the denoiser, and a text"),
+    ({"prior_images": "dogs", "prior_weight": 0.0}, "there is no prior here for --prior-images: leave it out"),
+    ({**TOKEN, "prior_images": "dogs"}, "there is no prior here for --prior-images: leave it out"),
+    ({**FULL, "targets": "wide"}, "--targets wide names layers with a LoRA, and none is trained: leave it out"),
+    ({"optimizer": "adafactor", "beta1": 0.5}, "--beta1 does nothing with --optimizer adafactor, which has its own"),
+    ({"optimizer": "muon", "beta2": 0.5}, "--beta2 does nothing with --optimizer muon, which has its own"),
     ({"prior_loss": "parent", "prior_images": "dogs"}, "--prior-loss parent learns from the photos"),
 ]
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dreambooth.errors import UserError
-from dreambooth.optimizers import InBackward
+from dreambooth.optimizers import KINDS, InBackward
 from dreambooth.recipe import Recipe
+
+NO_LAYERS = "--targets {} names layers with a LoRA, and none is trained: leave it out, or use --method lora"
 
 
 def refuse(recipe: Recipe) -> None:
@@ -15,7 +17,8 @@ def refuse(recipe: Recipe) -> None:
     Raises:
         UserError: The first contradiction, and how to mend it.
     """
-    for wrong, message in [*_of_adapters(recipe), *_of_losses(recipe), *_of_weights(recipe), *of_steps(recipe)]:
+    parts = (_of_adapters, _of_losses, _of_weights, _of_moments, of_steps)
+    for wrong, message in (each for part in parts for each in part(recipe)):
         if wrong:
             raise UserError(message)
 
@@ -25,6 +28,7 @@ def _of_adapters(recipe: Recipe) -> Iterator[tuple[bool, str]]:
     for name in ("rank", "alpha", "min_rank"):
         flag, given = "--" + name.replace("_", "-"), getattr(recipe, name) is not None
         yield not adapts and given, f"{flag} is a setting of a LoRA: leave it out, or use --method lora"
+    yield not adapts and recipe.targets != "attention", NO_LAYERS.format(recipe.targets)  # which is filled in for all
     yield not adapts and kind != "lora", f"--adapter {kind} is a kind of --method lora: leave one of them out"
     rotates = kind in ("oft", "hra")
     mend = f"--adapter {kind} rotates: leave it out"
@@ -60,9 +64,9 @@ def _of_losses(recipe: Recipe) -> Iterator[tuple[bool, str]]:
     yield prior != "images" and recipe.prior_weight == 0, off
     undrawn = "no class images are drawn here that could show --prior-scenes: leave it out"
     yield bool(recipe.prior_scenes) and not recipe.draws_class_images, undrawn
-    for flag, share in (("--prior-dropout", recipe.prior_dropout), ("--prior-others", recipe.prior_others)):
-        nowhere = f"there is no prior here for {flag}: leave it out, or give --prior-weight"
-        yield bool(share) and recipe.prior_weight == 0, nowhere
+    for name in ("prior_dropout", "prior_others", "prior_images"):
+        nowhere = f"there is no prior here for --{name.replace('_', '-')}: leave it out, or give --prior-weight"
+        yield bool(getattr(recipe, name)) and recipe.prior_weight == 0, nowhere
     shares = (recipe.prior_dropout or 0) + recipe.prior_others
     yield shares >= 1, f"--prior-dropout and --prior-others are shares of the prior, {shares:g} together: lower one"
     unheld = "--prior-others asks the frozen model: use --prior-loss distilled or parent, or leave it out"
@@ -93,6 +97,13 @@ def _of_weights(recipe: Recipe) -> Iterator[tuple[bool, str]]:
     for flag, holds in others.items():
         moves = f"--offload-blocks moves frozen weights about, which {flag} does not allow: leave one of them out"
         yield bool(recipe.offload_blocks) and holds, moves
+
+
+def _of_moments(recipe: Recipe) -> Iterator[tuple[bool, str]]:
+    for name in ("beta1", "beta2"):
+        given = getattr(recipe, name) != Recipe.model_fields[name].default
+        idle = f"--{name} does nothing with --optimizer {recipe.optimizer}, which has its own: leave it out"
+        yield given and not KINDS[recipe.optimizer].betas, idle
 
 
 def of_steps(recipe: Recipe) -> Iterator[tuple[bool, str]]:

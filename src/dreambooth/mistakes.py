@@ -184,7 +184,7 @@ def class_images(plan: Plan) -> Found:
     """Class images that are no prior."""
     recipe = plan.recipe
     folders = [subject.photos.resolve() for subject in recipe.subjects]
-    if recipe.prior_weight and recipe.prior_images and recipe.prior_images.resolve() in folders:
+    if recipe.prior_images and recipe.prior_images.resolve() in folders:
         yield Objection("--prior-images are the subject's own photos: give pictures of others of its class")
     if not recipe.draws_class_images:
         idle = [name for name in ("prior_count", "prior_steps", "prior_guidance") if _is_set(plan, name)]

@@ -232,7 +232,7 @@ def _located(recipe: Recipe, source: Source) -> Recipe:
 
 
 def _real_class_images(recipe: Recipe) -> list[list[Photo]]:
-    if recipe.prior_images is None or recipe.prior_weight == 0:
+    if recipe.prior_images is None:
         return []
     assert recipe.resolution is not None
     return [prior.real(recipe.prior_images, subject.class_noun, recipe.resolution) for subject in recipe.subjects]

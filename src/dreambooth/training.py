@@ -216,10 +216,10 @@ def _is_finished(job: Job) -> bool:
 
 
 def _as_drawn(job: Job) -> str:
-    """Say that a finished run draws by other settings than are now given; nothing where they are the same."""
-    names = ("sampler", "inference_steps", "guidance", "consistency")
+    """Say that a finished run was drawn by other settings than are now given; nothing where they are the same."""
+    names = ("samples", "scenes", "sampler", "inference_steps", "guidance", "consistency")
     others = [f"--{n.replace('_', '-')}" for n in names if getattr(job.recipe, n) != getattr(job.run.recipe, n)]
-    told = f"; it draws as it did, by another {', '.join(others)}: `dreambooth generate` takes these"
+    told = f"; its pictures stay as they are, by another {', '.join(others)}: `dreambooth generate` draws others"
     return told if others else ""
 
 

@@ -40,6 +40,8 @@ def train(
 ) -> None:
     """Teach a model your subject. The same command goes on with an interrupted run."""
     chosen = _recipe(photos, class_noun, identifier, recipe, settings)
+    if settings and settings.targets:
+        _require_adapter(chosen, settings.targets)
     if dry_run:
         with reporting(log_format):
             _dry_run(chosen, out, json)
@@ -58,7 +60,8 @@ def train(
     for name, seconds in info["times"].items():
         print(f"{name:<14}{seconds:8.1f} s")
     print(f"adapter  {run.adapter}")
-    print(f"pictures {run.samples}")
+    if run.samples.is_dir():
+        print(f"pictures {run.samples}")
     print(f"report   {run.report}")
     print_next(run)
 
@@ -185,6 +188,14 @@ def _recipe(
     if isinstance(subjects, list) and isinstance(subjects[0], dict):
         subjects = [{**subjects[0], **given}, *subjects[1:]]
     return Recipe.of({**values, "subjects": subjects}, None if given else recipe)
+
+
+def _require_adapter(recipe: Recipe, targets: str) -> None:
+    """Refuse layers that were given for no LoRA. A run's recipe names them whatever it trains, so it cannot tell."""
+    from dreambooth.contradictions import NO_LAYERS
+
+    if not recipe.has_adapter:
+        raise UserError(NO_LAYERS.format(targets))
 
 
 def _subject(text: str) -> dict[str, Any]:
