@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 
 import dreambooth
 from dreambooth import cli, presets
+from dreambooth.cli import translations
 from dreambooth.cli.shared import print_next
 from dreambooth.models import CARDS
 from dreambooth.run import Run
@@ -95,6 +96,30 @@ def test_the_flags_are_frozen() -> None:
         for command in FLAGS
     }
     assert {command: " ".join(n for n in found if n != "*") for command, found in names.items()} == FLAGS
+
+
+def test_what_other_trainers_flags_are_called_here_is_there() -> None:
+    told = " ".join([*translations.FLAGS.values(), *translations.SENTENCES.values()])
+    flags = {name: set(FLAGS[name].split()) for name in ("train", "generate")}
+    assert set(re.findall(r"--[a-z0-9-]+", told)) <= flags["train"] | flags["generate"]
+    for flag in translations.FLAGS.values():
+        if " " in flag:
+            assert call("train", *flag.split(), "--nothing").refusal == "Unknown option: --nothing."
+
+
+SEEN = (
+    "max_train_steps lr output_dir instance_data_dir instance_prompt network_dim network_alpha train_batch_size "
+    "gradient_accumulation_steps use_8bit_adam resume_from_checkpoint num_class_images class_prompt validation_prompt "
+    "unet_lr pretrained_model_name_or_path mixed_precision checkpointing_steps lr_scheduler noise_offset report_to"
+)
+"""Flags of diffusers' and kohya's scripts that people have typed."""
+
+
+@pytest.mark.parametrize("flag", SEEN.split())
+def test_a_flag_of_another_trainer_is_translated(flag: str) -> None:
+    ours = translations.FLAGS.get(flag)
+    hint = f". Did you mean {ours}?" if ours else f": {translations.SENTENCES[flag]}"
+    assert call("train", "photos", f"--{flag}", "1").refusal == f"Unknown option: --{flag}{hint}"
 
 
 def test_no_command_is_without_frozen_flags() -> None:
@@ -608,6 +633,23 @@ REFUSED: dict[str, tuple[Builder, str]] = {
     ),
     "a negative rank": (training("--rank", -1), "--rank -1: input should be greater than or equal to 1"),
     "a misspelt flag": (training("--rnak", 4), "Unknown option: --rnak. Did you mean --rank?"),
+    "a flag of diffusers": (
+        training("--max_train_steps", 4),
+        "Unknown option: --max_train_steps. Did you mean --steps?",
+    ),
+    "a flag of kohya": (training("--network-dim=4"), "Unknown option: --network-dim. Did you mean --rank?"),
+    "a flag of diffusers for nothing": (
+        training("--report_to", "wandb"),
+        "Unknown option: --report_to: the run's report.html tells its course, and",
+    ),
+    "a flag of diffusers to draw with": (
+        lambda lab: ["generate", lab.run, "x", "--num_inference_steps", 4],
+        "Unknown option: --num_inference_steps. Did you mean --inference-steps?",
+    ),
+    "a flag of diffusers that this command has not": (
+        lambda lab: ["report", lab.run, "--max_train_steps", 4],
+        "Unknown option: --max_train_steps.",
+    ),
     "a flag without its value": (training("--rank"), "--rank requires an argument"),
     "an unknown key": (
         lambda lab: ["train", lab.photos, "--class", "dog", "--recipe", text("r.yaml", "lerning_rate: 1")],

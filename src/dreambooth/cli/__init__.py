@@ -10,11 +10,12 @@ from pathlib import Path
 from traceback import extract_tb
 from typing import NoReturn
 
-from cyclopts import CycloptsError, UnusedCliTokensError
+from cyclopts import CycloptsError, UnknownOptionError, UnusedCliTokensError
 from pydantic import ValidationError
 
 from dreambooth.cli import applying, keeping, making, measuring, sharing
 from dreambooth.cli.shared import app
+from dreambooth.cli.translations import translated
 from dreambooth.errors import RunError, UserError
 from dreambooth.recipe import first_problem
 
@@ -53,7 +54,8 @@ def _one_line(error: Exception) -> str:
         return first_problem(cause)
     if isinstance(error, UnusedCliTokensError):
         return f"unexpected argument '{(error.unused_tokens or [''])[0]}': quote what has spaces, or leave it out"
-    return " ".join(str(error).split())
+    told = translated(error) if isinstance(error, UnknownOptionError) else None
+    return told or " ".join(str(error).split())
 
 
 def _unforeseen(error: Exception) -> str:
