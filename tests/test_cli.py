@@ -150,6 +150,11 @@ def test_help(command: str) -> None:
         assert flag in shown.out.replace("\n", "") or flag.startswith("--no-")
 
 
+@pytest.mark.parametrize("command", ["train", "generate", "bench"])
+def test_help_says_where_defaults_come_from_that_it_does_not_show(command: str) -> None:
+    assert " ".join(call(command, "--help").out.split()).count("Where no default is shown, it ") == 1
+
+
 def test_help_is_quick() -> None:
     began, before = time.perf_counter(), os.times()
     subprocess.run([sys.executable, "-m", "dreambooth", "--help"], check=True, capture_output=True)

@@ -38,7 +38,10 @@ def train(
     log_format: LogFormat = "text",
     json: Json = False,
 ) -> None:
-    """Teach a model your subject. The same command goes on with an interrupted run."""
+    """Teach a model your subject. The same command goes on with an interrupted run.
+
+    Where no default is shown, it follows from the model and the method: --dry-run tells it and why.
+    """
     chosen = _recipe(photos, class_noun, identifier, recipe, settings)
     if settings and settings.targets:
         _require_adapter(chosen, settings.targets)
@@ -76,7 +79,7 @@ def generate(
     *,
     count: Annotated[int, Parameter(help="Pictures of each prompt.")] = 1,
     seed: Annotated[int, Parameter(help="Seed of the first picture.")] = 0,
-    out: Annotated[Path | None, Parameter(help="Folder for the pictures.")] = None,
+    out: Annotated[Path | None, Parameter(help="Folder for the pictures. Default: the next images/N.")] = None,
     negative: Annotated[str, Parameter(help="Negative prompt.")] = "",
     guidance: Annotated[float | None, Parameter(help="Guidance scale.")] = None,
     sampler: Annotated[str | None, Parameter(help="dpm++, dpm++-sde, ddim, ddpm, euler, euler-a or unipc.")] = None,
@@ -92,7 +95,10 @@ def generate(
     log_format: LogFormat = "text",
     json: Json = False,
 ) -> None:
-    """Render prompts from a run, or from an untouched base model."""
+    """Render prompts from a run, or from an untouched base model.
+
+    Where no default is shown, it is the run's own, or else the model's.
+    """
     with reporting(log_format) as reporter:
         from dreambooth.generation import generate as generate_pictures
 

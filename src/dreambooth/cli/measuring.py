@@ -236,7 +236,10 @@ def bench(
     log_format: LogFormat = "text",
     json: Json = False,
 ) -> None:
-    """Run the paper's benchmark: train and measure every subject, and print the table beside the published one."""
+    """Run the paper's benchmark: train and measure every subject, and print the table beside the published one.
+
+    Where no default is shown, it follows from the model and the method: `dreambooth train --dry-run` tells it and why.
+    """
     given = {name: getattr(settings, name) for name in settings.model_fields_set} if settings else {}
     with reporting(log_format) as reporter:
         from dreambooth.evaluation.bench import bench as run_bench
