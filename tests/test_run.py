@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -121,15 +122,37 @@ def unfinished(run: Path, copy: Path) -> Path:
     return copy
 
 
-def test_an_unfinished_run_draws_no_pictures_and_says_how_to_go_on(lab: Lab, tmp_path: Path) -> None:
-    run = unfinished(lab.straight, tmp_path / "run")
-    said = call("generate", run, "a [V] dog").refusal
-    assert said.startswith(f"{run} is not finished: go on with: ")
-    words = said.partition("go on with: ")[2].split()
+def without_weights(run: Path, copy: Path) -> Path:
+    shutil.copytree(run, copy)
+    for file in (copy / "adapter").iterdir():
+        file.unlink()
+    return copy
+
+
+@pytest.mark.parametrize("command", [["generate", "a [V] dog"], ["export"], ["evaluate"]], ids=" ".join)
+@pytest.mark.parametrize(
+    ("spoil", "what"), [(unfinished, "{} is not finished"), (without_weights, "{}/adapter holds no weights")]
+)
+def test_an_unfinished_run_is_of_no_use_and_says_how_to_go_on(
+    spoil: Callable[[Path, Path], Path], what: str, command: list[str], lab: Lab, tmp_path: Path
+) -> None:
+    run = spoil(lab.straight, tmp_path / "a run")
+    said = call(command[0], run, *command[1:]).refusal
+    assert said.startswith(f"{what.format(run)}: go on with: ")
+    words = shlex.split(said.partition("go on with: ")[2])
     assert words[0] == "dreambooth"
     assert call(*words[1:]).status == 0
     assert Run(run).finished_steps == 4
     assert_same(run, lab.straight)
+
+
+@pytest.mark.parametrize("content", ["{", "3", '"a"'])
+def test_a_damaged_description_is_named(content: str, lab: Lab, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(lab.straight, tmp_path / "run"))
+    (run / "run.json").write_text(content, encoding="utf-8")
+    for command in (["generate", run, "a dog"], ["export", run], ["evaluate", run], ["average", run]):
+        assert call(*command).refusal.startswith(f"{run}/run.json is damaged (")
+    assert lab.train(run, steps=4).err.splitlines()[-1].startswith(f"dreambooth: {run}/run.json is damaged (")
 
 
 # One writer at a time

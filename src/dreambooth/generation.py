@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -246,8 +247,9 @@ def _is_same(run: Run, other: Run) -> bool:
 
 
 def _require_finished(run: Run) -> None:
-    mend = f"dreambooth train --recipe {run.path / 'recipe.yaml'} --out {run.path}"
-    _require(run.finished_steps is not None, f"{run.path} is not finished: go on with: {mend}")
+    mend = shlex.join(["dreambooth", "train", "--recipe", str(run.path / "recipe.yaml"), "--out", str(run.path)])
+    what = f"{run.adapter} holds no weights" if run.info["finished"] else f"{run.path} is not finished"
+    _require(run.finished_steps is not None, f"{what}: go on with: {mend}")
 
 
 def _defaults(source: Source) -> Sampling:

@@ -86,8 +86,17 @@ class Run:
 
     @property
     def info(self) -> dict[str, Any]:
-        """What was found out and done: identity, model, photos, identifier, reasons, times, warnings, finished."""
-        return dict(json.loads((self.path / "run.json").read_text(encoding="utf-8")))
+        """What was found out and done: identity, model, photos, identifier, reasons, times, warnings, finished.
+
+        Raises:
+            UserError: It cannot be read.
+        """
+        path = self.path / "run.json"
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            mend = "put it back, or train into another --out"
+            raise UserError(f"{path} is damaged ({' '.join(str(error).split())}): {mend}") from None
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -97,9 +106,14 @@ class Run:
 
     @property
     def finished_steps(self) -> int | None:
-        """Steps of the finished run; None while it is not finished."""
+        """Steps of the finished run; None while it is not finished, or when its weights have gone."""
         info = self.info
-        return int(info["steps"]) if info["finished"] else None
+        return int(info["steps"]) if info["finished"] and self.has_weights else None
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether there is anything that the run ships."""
+        return any(self.adapter.rglob("*.safetensors"))
 
     @property
     def shipped_steps(self) -> int:
