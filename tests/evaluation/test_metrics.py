@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from dataclasses import fields
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dreambooth import cli
 from dreambooth.errors import UserError
 from dreambooth.evaluation import metrics
 from dreambooth.evaluation.metrics import Options
@@ -213,6 +217,16 @@ def test_the_defaults_are_the_papers_and_go_into_a_manifest() -> None:
 def test_what_is_no_option_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(UserError, match="give"):
         Options(**wrong)  # type: ignore[arg-type]
+
+
+def test_the_documented_options_are_there_and_those_without_a_flag_are_marked() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    section = page.partition("### Options")[2].partition("\n###")[0]
+    rows = re.findall(r"^\| `(\w+)`( \(\*Python\*\))? \|", section, re.MULTILINE)
+    flags = {name for argument in cli.app["evaluate"].assemble_argument_collection() for name in argument.names}
+    assert [name for name, _ in rows] == [field.name for field in fields(Options)]
+    marked = {name for name, mark in rows if mark}
+    assert marked == {name for name, _ in rows if f"--{name.replace('_', '-')}" not in flags}
 
 
 def test_lpips_that_is_not_installed_is_said_with_the_mend(monkeypatch: pytest.MonkeyPatch) -> None:
