@@ -76,6 +76,18 @@ def test_the_story(run: Path):
     assert "not finished" not in text
 
 
+def test_a_finished_run_is_to_be_measured(run: Path):
+    assert f"Not measured yet: dreambooth evaluate {shlex.quote(str(run))} scores this run" in Page(report(run)).text
+
+
+def test_photos_are_counted_that_have_no_preview(run: Path):
+    photos = [{"id": str(number), "file": f"{number}.jpg", "caption": None} for number in range(40)]
+    write_json(run / "run.json", about(photos=photos))
+    text = Page(report(run)).text
+    assert "Learned from 40 photos on toybox" in text
+    assert "and 16 more photos" in text
+
+
 def test_the_command_survives_a_shell(run: Path):
     page = Page(report(run))
     (command,) = [text for text in page.texts if text.startswith("dreambooth generate")]
@@ -234,7 +246,8 @@ def test_a_run_that_has_only_begun(tmp_path: Path):
         "No scenes have been drawn.",
         "No pictures of the class have been drawn,",
         "No curve yet: steps.jsonl holds fewer than two losses.",
-        f"Not measured yet: dreambooth evaluate {tmp_path} scores this run and shows it here.",
+        f"Go on with the training: dreambooth train --recipe {tmp_path}/recipe.yaml --out {tmp_path}",
+        "Not measured: a run can be scored when it is finished.",
         "No times are recorded yet.",
         "No environment is recorded.",
         "No warnings.",
@@ -242,6 +255,7 @@ def test_a_run_that_has_only_begun(tmp_path: Path):
         assert absence in page.text
     assert not page.all("img")
     assert "dreambooth generate" not in page.text, "there is nothing to generate with"
+    assert "dreambooth evaluate" not in page.text, "there is nothing to score"
 
 
 def test_a_run_without_a_recipe(tmp_path: Path):

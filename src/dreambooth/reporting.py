@@ -133,6 +133,7 @@ def _story(record: Record) -> Json:
         "steps": record.steps[-1]["step"] if record.steps else 0,
         "speed": len(record.steps) / seconds if seconds else None,
         "photos": photos,
+        "photo_count": len(run.get("photos") or photos),
         "samples": {kind: _samples(record, kind) for kind in ("subject", "scene", "class")},
         "manifest": record.manifest,
         "charts": loss_charts(record.steps),
