@@ -65,6 +65,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"subjects": [{**DOG, "class_noun": "phol dog", "identifier": "phol"}]},
         "give the noun alone",
     ),
+    "an identifier that is the class noun": (
+        {"subjects": [{**DOG, "identifier": "dog"}]},
+        "holds the identifier 'dog': give another --identifier, or none",
+    ),
     "a scene without the subject": ({"scenes": ["a [V] dog", "a dog on the beach"]}, "write .V. in it"),
     "one folder for two subjects": ({"subjects": [DOG, {**MUG, "photos": "photos/dog"}]}, "give each its own"),
     "the photos as class images": ({"prior_images": "photos/dog"}, "give pictures of others of its class"),

@@ -155,7 +155,8 @@ def words(plan: Plan) -> Found:
         prompts.require_noun(subject.class_noun)
         if subject.identifier and subject.identifier in subject.class_noun.split():
             both = f"the class noun '{subject.class_noun}' holds the identifier '{subject.identifier}'"
-            yield Objection(f"{both}: give the noun alone")
+            alone = subject.identifier == subject.class_noun
+            yield Objection(f"{both}: give {'another --identifier, or none' if alone else 'the noun alone'}")
         silent = [photo.path.name for photo in pool if photo.caption and not prompts.PLACEHOLDER.search(photo.caption)]
         if silent:
             named = ", ".join(silent[:3])
