@@ -175,6 +175,27 @@ def test_the_libraries_say_nothing(tmp_path: Path, tiny_sd: Path) -> None:
         assert done.stderr == b""
 
 
+def test_a_library_does_not_speak_before_a_refusal() -> None:
+    done = subprocess.run([sys.executable, "-m", "dreambooth", "average", "nosuch"], capture_output=True, text=True)
+    assert done.stderr == "dreambooth: there is no run at nosuch: give a folder that `dreambooth train` made\n"
+
+
+INTERRUPTED = """
+import runpy, sys
+class Interrupt:
+    def find_spec(self, name, *rest):
+        if name == "cyclopts":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt())
+runpy.run_module("dreambooth", run_name="__main__")
+"""
+
+
+def test_an_interruption_of_the_imports_is_one_line() -> None:
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "dreambooth: stopped\n")
+
+
 @pytest.mark.parametrize("words", [["models"], ["--help"], ["train", "--help"]], ids=" ".join)
 def test_output_that_nobody_reads_is_no_error(words: list[str]) -> None:
     reading, writing = os.pipe()

@@ -56,9 +56,9 @@ def average(
     json: Json = False,
 ) -> None:
     """Make a run that ships an average of another one's weights, chosen after training; then `evaluate` both."""
-    from dreambooth.post_hoc import average as make
-
     with reporting(log_format) as reporter:
+        from dreambooth.post_hoc import average as make
+
         made = make(run, width, out, reporter)
     if json:
         print_json({"run": str(made.path), **made.info["average"]})
