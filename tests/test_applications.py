@@ -290,7 +290,7 @@ def test_what_is_there_is_not_drawn_again(run: Path, tmp_path: Path, monkeypatch
     first = apply(run, lists, count=1, **ENCODERS)
     assert [each.name for each in first] == ["own-mine", "views"]
     with monkeypatch.context() as patch:
-        patch.setattr("dreambooth.generation.load", lambda *_: pytest.fail("a model was loaded"))
+        patch.setattr("dreambooth.targets.load", lambda *_: pytest.fail("a model was loaded"))
         assert [each.document for each in apply(run, lists, count=1, **ENCODERS)] == [each.document for each in first]
     lost = first[1].tuned.shots[2].file
     before = lost.read_bytes()

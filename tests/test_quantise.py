@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from dreambooth import families, generation, quantise
+from dreambooth import families, quantise, targets
 from dreambooth.errors import UserError
 from dreambooth.models import resolve
 from dreambooth.run import Run
@@ -54,7 +54,7 @@ def test_a_lora_learns_on_it_and_ships_for_the_full_model(
         if "lora_B" in name:
             assert weight.abs().max() > 0, name
     assert any(not torch.equal(few[name], full[name]) for name in few)
-    pipe = generation.load(generation.find(tmp_path / "few"))
+    pipe = targets.load(targets.find(tmp_path / "few"))
     source = resolve(str(tiny_sd))
     own = families.get(source.family).load(source, torch.float32).unet.state_dict()
     shipped = {name.replace(".base_layer", ""): weight for name, weight in pipe.unet.state_dict().items()}

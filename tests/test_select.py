@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dreambooth import adapters, generation, looks, optimization, select
+from dreambooth import adapters, generation, looks, optimization, select, targets
 from dreambooth.evaluation import encoders, metrics
 from dreambooth.methods.pivotal import PIVOT
 from dreambooth.run import Run
@@ -174,7 +174,7 @@ def test_what_ships_is_what_training_so_far_would_have_shipped(
     assert told["strength"] == 0.8
     assert (
         told["guidance"]
-        == generation.find(selected.path).defaults.guidance
+        == targets.find(selected.path).defaults.guidance
         == round(0.7 * (selected.recipe.guidance or 0), 2)
     )
     assert [each["value"] for each in told["strength_looks"]] == [0.6, 0.8, 1.0, 1.2]
@@ -272,7 +272,7 @@ def test_a_whole_model_has_no_strength_to_choose(tiny_sd: Path, tmp_path: Path) 
     run = Run.open(tmp_path / "run")
     told = run.info["selection"]
     assert "strength" not in told
-    assert told["guidance"] == generation.find(run.path).defaults.guidance
+    assert told["guidance"] == targets.find(run.path).defaults.guidance
 
 
 @pytest.mark.parametrize("adapter", ["lora", "dora", "lokr"])

@@ -18,3 +18,13 @@ class UserError(Exception):
 
 class RunError(Exception):
     """A failure that is nobody's typing mistake (full disk, NaN loss). The command exits with 1."""
+
+
+def require(holds: bool, message: str) -> None:
+    """Refuse what the user asks for, unless something holds.
+
+    Raises:
+        UserError: It does not.
+    """
+    if not holds:
+        raise UserError(message)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
 import re
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,54 +10,19 @@ from typing import Any, Literal
 
 from diffusers import DiffusionPipeline
 
-from dreambooth import environment, families, methods, presets, prompts, samples, sampling
-from dreambooth.errors import UserError
+from dreambooth import families, prompts, samples, sampling
+from dreambooth.errors import require
 from dreambooth.files import atomic, require_writable, write_json
 from dreambooth.images import grid, save_png
 from dreambooth.mistakes import SIDE_FACTOR
-from dreambooth.models import CARDS, Source, native_resolution, resolve
-from dreambooth.placing import place
-from dreambooth.precision import DTYPES
+from dreambooth.models import native_resolution
 from dreambooth.progress import Reporter, Silent
-from dreambooth.run import Run, beside, missing, nearest
+from dreambooth.run import Run
 from dreambooth.sampling import Sampling, draw
+from dreambooth.targets import Target, digest, find, load, override
 
 SMALL = re.compile(r"\[v\d*\]")
 """What is typed for `[V]` and stands for nothing."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """What pictures are drawn from, found and accepted, and not yet loaded.
-
-    Attributes:
-        name: What was asked for.
-        source: The base model.
-        run: The run, where a run was asked for.
-        strength: Strength of its LoRA; None for a base model and for a fully fine-tuned one.
-        extras: Further LoRA runs and their strengths.
-        defaults: How it draws when nothing else is said.
-        files: Other trainers' LoRA files and their strengths.
-    """
-
-    name: str
-    source: Source
-    run: Run | None
-    strength: float | None
-    extras: list[tuple[Run, float]]
-    defaults: Sampling
-    files: Sequence[tuple[Path, float]] = ()
-
-    @property
-    def adapters(self) -> list[tuple[Run, float]]:
-        """All runs in it and their strengths."""
-        own = [] if self.run is None else [(self.run, 1.0 if self.strength is None else self.strength)]
-        return own + self.extras
-
-    @property
-    def identifiers(self) -> list[str]:
-        """What the subjects of all these runs are called."""
-        return [name for run, _ in self.adapters for name in run.info["identifiers"]]
 
 
 @dataclass(frozen=True)
@@ -129,7 +91,7 @@ def generate(
     found = find(target, adapters)
     sampling.require_prompted(found.source.family)
     given = {"sampler": sampler, "steps": inference_steps, "guidance": guidance, "size": size, "negative": negative}
-    settings = _override(found.defaults, **given, consistency=share)
+    settings = override(found.defaults, **given, consistency=share)
     if consistency == "off":
         settings = replace(settings, consistency=None)
     _check_settings(settings, found)
@@ -159,139 +121,37 @@ def generate(
     return folder
 
 
-def find(name: str | Path, adapters: Sequence[str] = ()) -> Target:
-    """Find a run or a base model, and further LoRA runs to put on top of it.
-
-    Raises:
-        UserError: There is no such run or model, a run is not finished, or a run that is to have a strength has none.
-    """
-    given = [_parse_adapter(text) for text in adapters if not _is_lora_file(text)]
-    files = [_parse_file(text) for text in adapters if _is_lora_file(text)]
-    run = Run(name)
-    if not run.exists:
-        source = _base(str(name))
-        for other, _ in given:
-            _require_lora_file(other)
-        return Target(str(name), source, None, None, given, _defaults(source), files)
-    _require_finished(run)
-    recipe = run.recipe
-    assert recipe.model is not None
-    source = resolve(recipe.model, recipe.revision)
-    _require(
-        source.identity == run.info["model"]["identity"],
-        f"the base model {recipe.model} is not the one that {run.path} was trained on: put that one back",
-    )
-    strengths = [strength for other, strength in given if _is_same(other, run)]
-    strength = [1.0, *strengths][-1] if recipe.has_strength else None
-    extras = [(other, strength) for other, strength in given if not _is_same(other, run)]
-    own_fits = not (extras or files) or not recipe.has_adapter or recipe.is_lora
-    _require(
-        own_fits, f"{run.path} is a run of {run.recipe.kind}, which goes with no other adapter: leave --adapter out"
-    )
-    for other, _ in extras:
-        _require_lora_file(other)
-    guidance = run.info.get("selection", {}).get("guidance", recipe.guidance)
-    own = {"sampler": recipe.sampler, "steps": recipe.inference_steps, "guidance": guidance}
-    defaults = _override(_defaults(source), size=recipe.resolution, consistency=recipe.consistency, **own)
-    return Target(str(run.path), source, run, strength, extras, defaults, files)
-
-
-def _base(name: str) -> Source:
-    """Find a base model. A name that is rather a mistyped run's is not asked of the hub."""
-    path = Path(name).expanduser()
-    if not path.exists() and all(card.name != name for card in CARDS):
-        if nearest(path):
-            raise missing(path)
-        is_path = name.startswith((".", "/", "~", "runs/")) or ("/" in name and bool(beside(path)))
-        _require(not is_path, f"there is no run or model at {name}: check the path")
-    return resolve(name, kinds="a folder, a file, a hub id or a run folder")
-
-
-def load(target: Target) -> DiffusionPipeline:
-    """Load the stock pipeline, with the adapters at their strengths, onto its device.
-
-    Raises:
-        UserError: An adapter does not fit the model.
-    """
-    device = environment.processes().device
-    family = families.get(target.source.family)
-    if target.run is None:
-        pipe = family.load(target.source, DTYPES["bf16" if device.type == "cuda" else "fp32"])
-    else:
-        recipe = target.run.recipe
-        pipe = methods.get(recipe.method).load(family, target.source, recipe, target.run.adapter)
-    strengths = {} if target.strength is None else {"subject": target.strength}
-    for index, (run, strength) in enumerate(target.extras):
-        _add(pipe, run, f"extra{index}")
-        strengths[f"extra{index}"] = strength
-    if target.files:
-        from dreambooth.export import reading  # which itself finds runs by this module
-    for index, (file, strength) in enumerate(target.files):
-        reading.add(pipe, file, f"file{index}")
-        strengths[f"file{index}"] = strength
-    if strengths:
-        pipe.set_adapters(list(strengths), list(strengths.values()))
-    return place(pipe, device)
-
-
-def _add(pipe: DiffusionPipeline, run: Run, name: str) -> None:
-    try:
-        pipe.load_lora_weights(run.adapter, adapter_name=name)
-    except RuntimeError as error:  # weights of other shapes
-        base = run.info["model"]["name"]
-        raise UserError(f"{run.path} does not fit this model: it was trained on {base}, add it to that") from error
-
-
-def _is_same(run: Run, other: Run) -> bool:
-    return run.path.resolve() == other.path.resolve()
-
-
-def _require_finished(run: Run) -> None:
-    mend = shlex.join(["dreambooth", "train", "--recipe", str(run.path / "recipe.yaml"), "--out", str(run.path)])
-    what = f"{run.adapter} holds no weights" if run.info["finished"] else f"{run.path} is not finished"
-    _require(run.finished_steps is not None, f"{what}: go on with: {mend}")
-
-
-def _defaults(source: Source) -> Sampling:
-    values = presets.SAMPLING[presets.key(source)].values
-    return Sampling(values["sampler"], values["inference_steps"], values["guidance"], native_resolution(source))
-
-
-def _override(sampling: Sampling, **values: Any) -> Sampling:
-    return Sampling(**{**asdict(sampling), **{name: value for name, value in values.items() if value is not None}})
-
-
 def _check_numbers(**values: float | None) -> None:
     least = {"count": 1, "seed": 0, "inference_steps": 1, "guidance": 0, "consistency": 0}
     for name, value in values.items():
         flag = "--" + name.replace("_", "-")
-        _require(value is None or value >= least[name], f"{flag} {value}: give at least {least[name]}")
+        require(value is None or value >= least[name], f"{flag} {value}: give at least {least[name]}")
 
 
 def _check_folder(folder: Path, files: set[str]) -> None:
     """Pictures go into an empty folder, or over earlier ones, of which an interruption may have left a part."""
     there = {file.name for file in folder.iterdir() if not file.name.endswith(".tmp")} if folder.is_dir() else set()
     ours = {"grid.png", "manifest.json"} <= there or there <= files | {"grid.png"}
-    _require(ours, f"{folder} holds other files than pictures made by this command: choose another --out")
+    require(ours, f"{folder} holds other files than pictures made by this command: choose another --out")
 
 
 def _check_settings(settings: Sampling, target: Target) -> None:
     sampling.require(settings.sampler)
     size, stride, native = settings.size, families.get(target.source.family).STRIDE, native_resolution(target.source)
-    _require(size > 0 and size % stride == 0, f"--size {size} does not fit this model: give a multiple of {stride}")
+    require(size > 0 and size % stride == 0, f"--size {size} does not fit this model: give a multiple of {stride}")
     least, most = native / SIDE_FACTOR, native * SIDE_FACTOR
     far = f"--size {size} is far from the {native} pixels that this model draws at: give {least:g} to {most:g}"
-    _require(least <= size <= most or size == target.defaults.size, far)  # at its own size a run was told to train
+    require(least <= size <= most or size == target.defaults.size, far)  # at its own size a run was told to train
 
 
 def _check_consistency(settings: Sampling, target: Target) -> None:
     if settings.consistency is None:
         return
     mend = "give --consistency off, or leave it out"
-    _require(bool(target.adapters or target.files), f"{target.name} has no LoRA: {mend}")
+    require(bool(target.adapters or target.files), f"{target.name} has no LoRA: {mend}")
     for run, _ in target.adapters:
         alone = f"{run.path} is no run of a LoRA of the denoiser alone, which --consistency leaves out: {mend}"
-        _require(run.recipe.adapts_denoiser_alone, alone)
+        require(run.recipe.adapts_denoiser_alone, alone)
 
 
 def _check_lengths(named_texts: Sequence[tuple[str, str]], pipe: DiffusionPipeline) -> None:
@@ -300,11 +160,11 @@ def _check_lengths(named_texts: Sequence[tuple[str, str]], pipe: DiffusionPipeli
 
 
 def _pictures(texts: Sequence[str], seeds: Sequence[int], target: Target) -> list[Picture]:
-    _require(bool(texts), "no prompt given: add one such as 'a [V] dog in the snow'")
+    require(bool(texts), "no prompt given: add one such as 'a [V] dog in the snow'")
     for text in texts:
-        _require(bool(text.strip()), "a prompt is empty: write one such as 'a [V] dog in the snow'")
+        require(bool(text.strip()), "a prompt is empty: write one such as 'a [V] dog in the snow'")
         small = SMALL.search(text)
-        _require(not small, f"the prompt '{text}' does not name the subject by {small and small[0]}: write [V]")
+        require(not small, f"the prompt '{text}' does not name the subject by {small and small[0]}: write [V]")
     filled = [(index, prompt, prompts.fill(prompt, target.identifiers)) for index, prompt in enumerate(texts)]
     return [
         Picture(f"{index:02d}-{_slug(prompt)}-{seed}.png", prompt, text, seed)
@@ -339,54 +199,6 @@ def _photos(run: Run) -> set[str]:
     return {photo["id"] for photo in run.info["photos"]}
 
 
-def _parted(text: str) -> tuple[str, str]:
-    """Part a path and a strength; a path may hold a "=" itself."""
-    path, equals, strength = text.rpartition("=")
-    return (path, strength) if equals and not Path(text).exists() else (text, "")
-
-
-def _strength(text: str) -> tuple[str, float]:
-    path, strength = _parted(text)
-    try:
-        value = float(strength or 1.0)
-    except ValueError:
-        value = math.nan
-    _require(math.isfinite(value), f"--adapter {text}: '{strength}' is no strength: write RUN=0.8")
-    return path, value
-
-
-def _is_lora_file(text: str) -> bool:
-    return _parted(text)[0].endswith(".safetensors")
-
-
-def _parse_file(text: str) -> tuple[Path, float]:
-    path, value = _strength(text)
-    _require(Path(path).is_file(), f"there is no file {path}: give a run folder or a LoRA in a .safetensors file")
-    return Path(path), value
-
-
-def _parse_adapter(text: str) -> tuple[Run, float]:
-    path, value = _strength(text)
-    run = Run.open(path)
-    _require_finished(run)
-    _require(run.recipe.has_strength, f"{path} is a run of {run.recipe.kind}: only a LoRA run can be an --adapter")
-    return run, value
-
-
-def _require_lora_file(run: Run) -> None:
-    """A run on top of another: stock diffusers adds LoRA files alone, at all times and without a token."""
-    fits = run.recipe.is_plain_lora
-    _require(fits, f"{run.path} is a run of {run.recipe.kind}: only a plain LoRA can be put on top of another model")
-
-
-def digest(run: Run) -> str:
-    """Return the sha256 of what a run ships."""
-    found = hashlib.sha256()
-    for file in sorted(run.adapter.rglob("*.safetensors")):
-        found.update(file.read_bytes())
-    return found.hexdigest()
-
-
 def _entry(run: Run, strength: float) -> dict[str, Any]:
     return {"path": str(run.path), "kind": run.recipe.method, "strength": strength, "sha256": digest(run)}
 
@@ -400,8 +212,3 @@ def _next_folder(target: str | Path) -> Path:
 
 def _slug(text: str) -> str:
     return re.sub(r"\W+", "-", text.replace("[V]", "V")).strip("-")[:48]
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise UserError(message)

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dreambooth import environment, families, generation, identifiers, models, placing, prompts
+from dreambooth import environment, families, identifiers, models, placing, prompts, targets
 from dreambooth.errors import UserError
 from dreambooth.evaluation import statistics
 from dreambooth.evaluation.scoring import alone
@@ -117,8 +117,8 @@ def search(
     """
     reporter = reporter or Silent()
     _check(letters, tokens)
-    target = generation.find(model or models.choose_for_device()[0])
-    pipe, device = generation.load(target), environment.processes().device
+    target = targets.find(model or models.choose_for_device()[0])
+    pipe, device = targets.load(target), environment.processes().device
     scattered = placing.gather(pipe)  # its text encoders are called by themselves
     words, notes = _candidates(pipe, class_noun, letters, tokens)
     reporter.say(f"{len(words)} candidates, read in {len(_templates(class_noun))} prompts each")

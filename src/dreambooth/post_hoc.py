@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from dreambooth import environment, families, generation, methods, samples
+from dreambooth import environment, families, methods, samples, targets
 from dreambooth.averaging import combine
 from dreambooth.errors import UserError
 from dreambooth.files import atomic_folder, require_writable
@@ -70,7 +70,7 @@ def _left_behind(root: Path) -> Callable[[str, list[str]], list[str]]:
 
 def _ship(run: Run, made: Run, width: float) -> None:
     """Put the average in the place of the weights as a training attaches them, and write what stock diffusers loads."""
-    recipe, source = run.recipe, generation.find(run.path).source
+    recipe, source = run.recipe, targets.find(run.path).source
     family, method = families.get(source.family), methods.get(recipe.method)
     pipe = family.load(source, storage_dtype(recipe))
     weights = {
@@ -85,7 +85,7 @@ def _ship(run: Run, made: Run, width: float) -> None:
 
 
 def _draw(run: Run, made: Run, reporter: Reporter) -> None:
-    recipe, source = run.recipe, generation.find(run.path).source
+    recipe, source = run.recipe, targets.find(run.path).source
     if recipe.samples:
         shipped = methods.get(recipe.method).load(families.get(source.family), source, recipe, made.adapter)
         samples.draw_after(made, place(shipped, environment.processes().device), recipe, reporter)

@@ -106,7 +106,7 @@ def test_what_is_there_is_used_again_and_what_is_not_is_drawn(
 ) -> None:
     first = evaluate(run, plan(prompts), **ENCODERS)
     with monkeypatch.context() as patch:
-        patch.setattr("dreambooth.generation.load", lambda *_: pytest.fail("a model was loaded"))
+        patch.setattr("dreambooth.targets.load", lambda *_: pytest.fail("a model was loaded"))
         again = evaluate(run, plan(prompts), **ENCODERS)
     assert again.document == first.document
     lost = first.materials[0].tuned.shots[1].file

@@ -15,7 +15,7 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from dreambooth import export as exporting
-from dreambooth import generation
+from dreambooth import targets
 from dreambooth.errors import RunError, UserError
 from dreambooth.export import FORMATS, export, metadata, names
 from dreambooth.models import resolve, safetensors_header
@@ -122,7 +122,7 @@ def test_the_code_of_its_card_loads_what_it_holds(name: str, world: World, tmp_p
 
 
 def holds(run: Run, format: str) -> bool:
-    shipment = exporting.Shipment(run, generation.find(run.path).source)
+    shipment = exporting.Shipment(run, targets.find(run.path).source)
     return exporting._holds(FORMATS[format], shipment)
 
 
@@ -340,9 +340,9 @@ def test_an_exported_file_is_an_adapter_of_any_base(runs: dict[str, Run], tmp_pa
     run = runs["attention"]
     (file,) = (export(run.path, "kohya", tmp_path / "out")).glob("*.safetensors")
     base = str(run.recipe.model)
-    found = generation.find(base, [f"{file}=1"])
-    assert_same(picture(generation.load(found)), picture(shipped(run)))
-    weaker = picture(generation.load(generation.find(base, [f"{file}=0.5"])))
+    found = targets.find(base, [f"{file}=1"])
+    assert_same(picture(targets.load(found)), picture(shipped(run)))
+    weaker = picture(targets.load(targets.find(base, [f"{file}=0.5"])))
     assert abs(weaker - picture(shipped(run))).max() > TOLERANCE
     refused = calls.call("generate", base, "a dog", "--adapter", tmp_path / "none.safetensors").refusal
     assert "there is no file" in refused

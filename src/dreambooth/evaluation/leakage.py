@@ -20,9 +20,9 @@ from dreambooth.evaluation.material import Plan, draw_sets, sets
 from dreambooth.evaluation.metrics import Rows
 from dreambooth.evaluation.scoring import alone
 from dreambooth.evaluation.statistics import Estimate
-from dreambooth.generation import Target
 from dreambooth.progress import Reporter
 from dreambooth.recipe import Subject
+from dreambooth.targets import Target
 
 ORDER: tuple[Level, ...] = ("good", "unknown", "watch", "bad")
 """Of levels, the best first."""

@@ -9,12 +9,11 @@ from pathlib import Path
 
 from diffusers import DiffusionPipeline
 
-from dreambooth import environment, families, generation, photos, prompts
+from dreambooth import environment, families, photos, prompts, targets
 from dreambooth.errors import UserError
 from dreambooth.evaluation import dreambench
 from dreambooth.evaluation.dreambench import Prompt
 from dreambooth.evaluation.pictures import PictureSet, cached, draw_missing
-from dreambooth.generation import Target
 from dreambooth.paths import cache_root
 from dreambooth.photos import Photo
 from dreambooth.placing import place
@@ -22,6 +21,7 @@ from dreambooth.precision import storage_dtype
 from dreambooth.progress import Reporter
 from dreambooth.recipe import Recipe
 from dreambooth.run import Run
+from dreambooth.targets import Target
 
 SIBLINGS = {"live": ("cat", "dog", "duck"), "object": ("car", "teapot", "clock")}
 """Other classes of the same kind, whose drift is looked at too."""
@@ -107,7 +107,7 @@ def gather(run: Run, plan: Plan, index: int = 0) -> Material:
     Raises:
         UserError: The run is not finished, its photos have gone or changed, or there are no such prompts.
     """
-    target = generation.find(run.path)
+    target = targets.find(run.path)
     recipe = run.recipe
     subject = recipe.subjects[index]
     noun, identifier = subject.class_noun, subject.identifier or ""
@@ -163,13 +163,13 @@ def sets(
 
 
 def _weights(run: Run, strength: float) -> str:
-    return generation.digest(run) + ("" if strength == 1 else f" at {strength}")
+    return targets.digest(run) + ("" if strength == 1 else f" at {strength}")
 
 
 def draw_sets(target: Target, tuned: PictureSet, frozen: PictureSet, reporter: Reporter, what: str) -> None:
     """Draw what is not there of `sets`; `what` they are is told."""
     assert target.run is not None, "a base model is not trained"
-    draw_missing(tuned, functools.partial(generation.load, target), reporter, what)
+    draw_missing(tuned, functools.partial(targets.load, target), reporter, what)
     draw_missing(frozen, functools.partial(frozen_pipeline, target.run), reporter, f"frozen {what}")
 
 
@@ -188,12 +188,12 @@ def draw_all(materials: Sequence[Material], reporter: Reporter) -> None:
 
 def tuned_pipeline(run: Run) -> DiffusionPipeline:
     """Load what a run ships, on its device."""
-    return generation.load(generation.find(run.path))
+    return targets.load(targets.find(run.path))
 
 
 def frozen_pipeline(run: Run) -> DiffusionPipeline:
     """Load a run's base model, on its device."""
-    source = generation.find(run.path).source
+    source = targets.find(run.path).source
     pipe = families.get(source.family).load(source, storage_dtype(run.recipe))
     return place(pipe, environment.processes().device)
 

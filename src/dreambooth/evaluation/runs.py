@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dreambooth import environment, generation, photos
+from dreambooth import environment, photos, targets
 from dreambooth.errors import UserError
 from dreambooth.evaluation import dreambench, embeddings, encoders, leakage, limitations, masks, metrics, statistics
 from dreambooth.evaluation.encoders import Encoder
@@ -83,9 +83,7 @@ class Prepared:
 def prepare(
     run: str | Path, plan: Plan, options: Options, held_out: Path | None = None, mask_folder: Path | None = None
 ) -> list[Prepared]:
-    """Find all that `evaluate` needs of a run's subjects, and refuse what it cannot do, before anything is drawn.
-
-    The arguments are those of `evaluate`.
+    """Find all that `evaluate` needs of a run's subjects, and refuse what it cannot do before anything is drawn.
 
     Raises:
         UserError: The run is not finished, its photos, masks or held-out photos are not there, or no such prompts.
@@ -161,7 +159,7 @@ def _together(run: Run, parts: Sequence[Evaluation], judges: Judges, plan: Plan,
     """The evaluations of several subjects as one, and how far one leaks into another."""
     subjects, nouns = run.recipe.subjects, [subject.class_noun for subject in run.recipe.subjects]
     folder = run.path / "evaluation" / "subjects"
-    leaks = leakage.leaks(leakage.measure(generation.find(run.path), subjects, folder, judges.identity, plan, reporter))
+    leaks = leakage.leaks(leakage.measure(targets.find(run.path), subjects, folder, judges.identity, plan, reporter))
     names = set.intersection(*(set(each.rows) for each in parts))
     rows = {name: statistics.joined([each.rows[name] for each in parts]) for name in parts[0].rows if name in names}
     figures = {name: statistics.estimate(scores) for name, scores in rows.items()}

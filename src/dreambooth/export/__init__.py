@@ -22,11 +22,11 @@ from dreambooth import families, methods
 from dreambooth.errors import RunError, UserError
 from dreambooth.export import card, metadata, names, original, reading
 from dreambooth.files import atomic_folder, require_writable, write_json
-from dreambooth.generation import find
 from dreambooth.models import Source, safetensors_header
 from dreambooth.precision import storage_dtype
 from dreambooth.recipe import Recipe
 from dreambooth.run import Run
+from dreambooth.targets import find
 
 MANIFEST = "export.json"
 """Marks a folder that may be written again."""

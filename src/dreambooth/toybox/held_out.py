@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dreambooth import families, generation, prompts
+from dreambooth import families, prompts, targets
 from dreambooth.batches import generator
 from dreambooth.cache import Memo, Row, encode_photo, encode_prompt
 from dreambooth.evaluation.scoring import alone
@@ -24,7 +24,7 @@ def loss(run: Run, subject: str) -> Scores:
     """Return the mean loss of each held-out render, always with the same noises at the same levels."""
     recipe = run.recipe
     assert recipe.resolution is not None, "presets.fill leaves it open for no run"
-    pipe = generation.load(generation.find(run.path))
+    pipe = targets.load(targets.find(run.path))
     family = families.of(pipe)
     device = next(family.denoiser(pipe).parameters()).device
     process = family.process(pipe).on(device)

@@ -73,13 +73,13 @@ def unseen(tokenizer: PreTrainedTokenizerBase, count: int) -> list[str]:
 
 def drawn(model: str, words: Sequence[str], noun: str, seeds: int) -> dict[str, float]:
     """Return each word's distance in pictures, the mean over seeds."""
-    from dreambooth import generation, identifier_search
+    from dreambooth import identifier_search, targets
     from dreambooth.progress import Silent
 
-    target = generation.find(model)
+    target = targets.find(model)
     assert target.source.card
     features = identifier_search.load_features(target.source.card.clip_encoder, "cpu")
-    pipe = generation.load(target)
+    pipe = targets.load(target)
     apart_WS = identifier_search.picture_distances(pipe, words, noun, range(seeds), target.defaults, features, Silent())
     return dict(zip(words, apart_WS.mean(1).tolist(), strict=True))
 

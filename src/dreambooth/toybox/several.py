@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from dreambooth import generation, planning
+from dreambooth import planning, targets
 from dreambooth.evaluation import embeddings, leakage, metrics, statistics
 from dreambooth.evaluation.encoders import Encoder
 from dreambooth.evaluation.leakage import Drawn
@@ -201,7 +201,7 @@ def _recipe(study: Study, subjects: Sequence[Subject], **settings: Any) -> Recip
 
 def _draw(runs: Sequence[Run], subjects: Sequence[Subject], judge: Encoder, reporter: Reporter) -> Drawn:
     first, *others = [run.path for run in runs]
-    target = generation.find(first, [str(other) for other in others])
+    target = targets.find(first, [str(other) for other in others])
     folder = first / "several" / "+".join(subject.photos.parent.name for subject in subjects)
     return leakage.measure(target, subjects, folder, judge, PICTURES, reporter)
 

@@ -21,7 +21,7 @@ import torch
 import yaml
 from filelock import FileLock
 
-from dreambooth import environment, families, generation, memory, planning
+from dreambooth import environment, families, memory, planning, targets
 from dreambooth.evaluation import dreambench, statistics
 from dreambooth.evaluation.material import Plan, frozen_pipeline
 from dreambooth.evaluation.runs import Evaluation, evaluate
@@ -331,7 +331,7 @@ def cost_of(run: Run) -> Cost:
     """Return what a training took, and what a step of it needs, as the estimate says."""
     times: dict[str, float] = run.info["times"]
     seconds = sum(value for stage, value in times.items() if stage != "class images")
-    family = families.get(generation.find(run.path).source.family)
+    family = families.get(targets.find(run.path).source.family)
     images = run.recipe.batch_size * (2 if run.recipe.prior_weight else 1)
     needed = memory.step_bytes(frozen_pipeline(run), family, run.recipe, images, torch.device("cpu"))
     return Cost(round(seconds, 1), round(needed / 1e6))

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dreambooth import generation, photos
+from dreambooth import photos, targets
 from dreambooth.errors import RunError, UserError
 from dreambooth.evaluation import embeddings, metrics, statistics
 from dreambooth.evaluation.encoders import Encoder
@@ -105,7 +105,7 @@ def lost(study: Study, word: str, learned: Arm, subject: str, reporter: Reporter
 
     def made() -> tuple[Rows, Cost]:
         run = study.learn(learned, subject, 0, reporter)
-        target = generation.find(run.path)
+        target = targets.find(run.path)
         tuned, frozen = sets(target, run.path / "words" / word, texts, texts, SEEDS)
         draw_sets(target, tuned, frozen, reporter, "pictures of the word")
         judges = load_judges(run)
