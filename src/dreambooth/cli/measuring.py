@@ -185,8 +185,8 @@ def evaluate(
         from dreambooth.evaluation.comparison import compare, require_alike, write
         from dreambooth.evaluation.material import Plan
         from dreambooth.evaluation.metrics import Options
+        from dreambooth.evaluation.preparing import prepare
         from dreambooth.evaluation.runs import evaluate as evaluate_run
-        from dreambooth.evaluation.runs import prepare
 
         plan, options = Plan(prompts, count, class_count, seed), Options(references, diversity=diversity)
         common: dict[str, Any] = {"identity_encoder": identity_encoder, "clip_encoder": clip_encoder}

@@ -11,19 +11,18 @@ import numpy as np
 from PIL import Image
 
 from dreambooth import environment, photos, targets
-from dreambooth.errors import UserError
 from dreambooth.evaluation import dreambench, embeddings, encoders, leakage, limitations, masks, metrics, statistics
 from dreambooth.evaluation.encoders import Encoder
 from dreambooth.evaluation.limitations import Finding
 from dreambooth.evaluation.masks import Masked
-from dreambooth.evaluation.material import Material, Plan, draw_all, gather_all
+from dreambooth.evaluation.material import Material, Plan, draw_all
 from dreambooth.evaluation.metrics import Options, Rows
 from dreambooth.evaluation.pictures import PictureSet
+from dreambooth.evaluation.preparing import prepare
 from dreambooth.evaluation.scoring import Embedded, Grid, Texts, alone, score
 from dreambooth.evaluation.statistics import Estimate, Scores
 from dreambooth.files import write_json
 from dreambooth.models import CLIP_ENCODER, IDENTITY_ENCODER, resolve
-from dreambooth.photos import Photo
 from dreambooth.progress import Reporter, Silent
 from dreambooth.reporting import report
 from dreambooth.run import Run
@@ -63,38 +62,6 @@ class Evaluation:
     rows: dict[str, Scores]
     figures: dict[str, Estimate]
     document: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A subject of a run, ready to be drawn and scored.
-
-    Attributes:
-        material: What is to be scored.
-        held_out: Photos of it that were not trained on.
-        masked: The masks of its pictures, where there are some.
-    """
-
-    material: Material
-    held_out: list[Photo]
-    masked: Masked | None
-
-
-def prepare(
-    run: str | Path, plan: Plan, options: Options, held_out: Path | None = None, mask_folder: Path | None = None
-) -> list[Prepared]:
-    """Find all that `evaluate` needs of a run's subjects, and refuse what it cannot do before anything is drawn.
-
-    Raises:
-        UserError: The run is not finished, its photos, masks or held-out photos are not there, or no such prompts.
-    """
-    found = []
-    for material in gather_all(Run.open(run), plan):
-        apart = _held_out(_own(held_out, material), material)
-        metrics.require_reference(options.references, len(material.photos), len(apart))
-        folder, references = _own(mask_folder, material), apart if options.references == "held-out" else []
-        found.append(Prepared(material, apart, masks.find(folder, material, references) if folder else None))
-    return found
 
 
 def evaluate(
@@ -147,12 +114,6 @@ def evaluate(
         write_json(opened.path / "scores.json", evaluation.document["scores"])
         report(opened.path)
     return evaluation
-
-
-def _own(folder: Path | None, material: Material) -> Path | None:
-    """A subject's part of a folder that the user gave; the whole folder where there is one subject."""
-    is_one = len(material.run.recipe.subjects) == 1
-    return folder if folder is None or is_one else folder / material.identifier
 
 
 def _together(run: Run, parts: Sequence[Evaluation], judges: Judges, plan: Plan, reporter: Reporter) -> Evaluation:
@@ -285,20 +246,6 @@ def _texts(material: Material, encoder: Encoder) -> Texts:
 
 def _flat(pictures: PictureSet) -> list[Path]:
     return [shot.file for shot in pictures.shots]
-
-
-def _held_out(folder: Path | None, material: Material) -> list[Photo]:
-    if folder is None:
-        return []
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}: give a folder of photos that were not trained on")
-    side = material.tuned.sampling.size
-    found = photos.usable(photos.read(folder, side))
-    trained = {photo.id for photo in material.photos}
-    same = [photo.path.name for photo in found if photo.id in trained]
-    if same:
-        raise UserError(f"{folder / same[0]} was trained on, so it is not held out: take it away")
-    return found
 
 
 def _colours(material: Material) -> tuple[np.ndarray, np.ndarray]:
