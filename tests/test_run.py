@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -214,11 +214,13 @@ def full_disk() -> Iterator[None]:
 
 
 def on_a_full_disk(function: Callable[..., Any], step: int) -> Callable[..., Any]:
-    def write(folder: Path, state: Any, keep: int) -> Any:
-        with full_disk() if state.step >= step else nullcontext():
-            return function(folder, state, keep)
+    def save(folder: Path, done: int, *rest: object) -> Any:
+        if done < step:
+            return function(folder, done, *rest)
+        with full_disk():
+            return function(folder, done, *rest)
 
-    return write
+    return save
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs limits on resources")
@@ -227,7 +229,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_the_command_goes_on_later(
 ) -> None:
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_write", on_a_full_disk(checkpoint._write, step=3))
+        patch.setattr(checkpoint, "save", on_a_full_disk(checkpoint.save, step=3))
         said = lab.train(run, steps=4).failure
     path = run / "checkpoints" / "000003"
     assert said == f"the disk is full: could not write {path}; the last checkpoint is untouched"

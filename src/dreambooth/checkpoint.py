@@ -66,7 +66,7 @@ class Writer:
         if self._pool and 2 * state.bytes <= psutil.virtual_memory().available:
             self._pending = self._pool.submit(_write, self._folder, state.copied(), self._keep)
         else:
-            _write(self._folder, state, self._keep)
+            save(self._folder, step, weights, optimizer, self._keep)
 
     def _wait(self) -> None:
         pending, self._pending = self._pending, None
