@@ -209,7 +209,7 @@ def test_a_search_by_pictures_draws_the_best_and_the_folklore(tiny_sd, monkeypat
     monkeypatch.setattr(identifier_search, "load_features", lambda encoder, device: features)
     found_target = identifier_search.targets.find(str(tiny_sd))
     target = replace(found_target, defaults=replace(found_target.defaults, steps=1, size=32))
-    monkeypatch.setattr(identifier_search.generation, "find", lambda model: target)
+    monkeypatch.setattr(identifier_search.targets, "find", lambda model: target)
     found = identifier_search.search("sd", "dog", reporter=told)
     assert len(found) == len(identifiers.FOLKLORE) + 1
     assert len(seen) == told.total == 2 * (len(found) + 1)

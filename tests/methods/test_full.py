@@ -12,7 +12,7 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from torch import Tensor
 
-from dreambooth import families
+from dreambooth import families, shards
 from dreambooth.methods import full
 from dreambooth.models import Source, resolve
 from tests.test_loop import recipe_for
@@ -51,7 +51,7 @@ def test_stock_diffusers_loads_exactly_what_was_trained(
 
 
 def test_it_is_written_shard_by_shard(shipped: Callable[..., object], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(full, "SHARD", "20KB")
+    monkeypatch.setattr(shards, "SHARD", "20KB")
     pipe, folder = shipped(precision="bf16")
     files = sorted((folder / "unet").glob("*.safetensors"))
     assert len(files) > 3

@@ -163,7 +163,7 @@ def test_a_run_of_kin_is_generated_from_and_goes_with_no_other(tiny_sd: Path, tm
     strengths = [json.loads((each / "manifest.json").read_text(encoding="utf-8"))["adapters"] for each in made]
     assert [entry["strength"] for (entry,) in strengths] == [1.0, 1.0, 0.5]
     for name, extra in (("dora", "lokr"), ("lokr", "dora")):
-        with pytest.raises(UserError, match="is a run of lokr"):
+        with pytest.raises(UserError, match="is a run of LoKr"):
             generate(runs[name].path, ["a [V] dog"], adapters=[str(runs[extra].path)])
     with pytest.raises(UserError, match="is a run of oft: only a LoRA run can be an --adapter"):
         generate(runs["dora"].path, ["a [V] dog"], adapters=[str(runs["oft"].path)])
