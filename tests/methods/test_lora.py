@@ -165,6 +165,6 @@ def test_a_run_of_kin_is_generated_from_and_goes_with_no_other(tiny_sd: Path, tm
     for name, extra in (("dora", "lokr"), ("lokr", "dora")):
         with pytest.raises(UserError, match="is a run of LoKr"):
             generate(runs[name].path, ["a [V] dog"], adapters=[str(runs[extra].path)])
-    with pytest.raises(UserError, match="is a run of oft: only a LoRA run can be an --adapter"):
+    with pytest.raises(UserError, match="is a run of OFT: only a LoRA run can be an --adapter"):
         generate(runs["dora"].path, ["a [V] dog"], adapters=[str(runs["oft"].path)])
     assert methods.get("lora") is lora
