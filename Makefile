@@ -19,7 +19,7 @@ demo: install
 
 # One thread for each of several workers: threads of two busy processes wait for one another.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # Speed, as ratios measured side by side; benchmarks/RESULTS.md keeps figures.
 benchmark: install

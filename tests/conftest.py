@@ -13,6 +13,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported, s
 
 from tests import debug_models
 
+LONGEST = ("test_learning", "test_processes", "test_methods_study", "test_readme", "test_memory", "test_resume")
+"""Files of minutes. One that is begun last is waited for by every worker but its own."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
