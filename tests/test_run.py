@@ -146,7 +146,7 @@ def test_an_unfinished_run_is_of_no_use_and_says_how_to_go_on(
     assert_same(run, lab.straight)
 
 
-@pytest.mark.parametrize("content", ["{", "3", '"a"'])
+@pytest.mark.parametrize("content", ["{", "3", '"a"', "{}"])
 def test_a_damaged_description_is_named(content: str, lab: Lab, tmp_path: Path) -> None:
     run = Path(shutil.copytree(lab.straight, tmp_path / "run"))
     (run / "run.json").write_text(content, encoding="utf-8")

@@ -93,7 +93,10 @@ class Run:
         """
         path = self.path / "run.json"
         try:
-            return dict(json.loads(path.read_text(encoding="utf-8")))
+            info = dict(json.loads(path.read_text(encoding="utf-8")))
+            if lacking := [name for name in ("identity", "steps", "finished", "times", "warnings") if name not in info]:
+                raise ValueError(f"it says nothing of {lacking[0]}")
+            return info
         except (ValueError, TypeError) as error:
             mend = "put it back, or train into another --out"
             raise UserError(f"{path} is damaged ({' '.join(str(error).split())}): {mend}") from None
