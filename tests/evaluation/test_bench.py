@@ -72,6 +72,9 @@ def test_what_cannot_be_benched_is_said_before_any_work(
     monkeypatch.setitem(sys.modules, "lpips", None)
     with pytest.raises(UserError, match=r"pip install 'dreambooth\[lpips\]'"):
         bench(dataset, {}, tmp_path / "out", options=Options(diversity="lpips-alex"))
+    for rule, said in (("held-out", "needs photos that were not trained on"), ("fixed:9", "there is no photo 9")):
+        with pytest.raises(UserError, match=said):
+            bench(dataset, {}, tmp_path / "out", options=Options(references=rule))
     assert not (tmp_path / "out").exists()
 
 

@@ -16,7 +16,7 @@ from dreambooth.errors import UserError
 from dreambooth.evaluation import statistics
 from dreambooth.evaluation.dreambench import SUBJECTS, choose
 from dreambooth.evaluation.material import Plan
-from dreambooth.evaluation.metrics import Diversity, Options, load_lpips
+from dreambooth.evaluation.metrics import Diversity, Options, load_lpips, require_reference
 from dreambooth.evaluation.runs import Evaluation, evaluate
 from dreambooth.evaluation.statistics import Estimate
 from dreambooth.files import require_writable, write_json
@@ -111,8 +111,8 @@ def bench(
         reporter: Listens to the progress.
 
     Raises:
-        UserError: A subject has no known class or no photos, a setting is wrong, or prompts or LPIPS that are asked for
-            are not there; nothing has been trained then.
+        UserError: A subject has no known class or no photos, a setting is wrong, or prompts, LPIPS or references that
+            are asked for are not there; nothing has been trained then.
     """
     plan, options, reporter = plan or Plan(), options or Options(), reporter or Silent()
     require_writable(out)
@@ -126,7 +126,8 @@ def bench(
         for name, noun in nouns.items()
     }
     for recipe in recipes.values():
-        make_plans(recipe)
+        taken = photos.usable(make_plans(recipe).findings[0])
+        require_reference(options.references, len(taken), held_out=0)
     found = []
     for index, (name, recipe) in enumerate(recipes.items()):
         reporter.say(f"subject {index + 1} of {len(recipes)}: {name}, a {nouns[name]}")
