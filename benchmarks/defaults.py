@@ -3,7 +3,8 @@
 DIFFUSERS is a checkout of huggingface/diffusers. Whole jobs from nothing, each in a process of its own: photos in,
 adapter out. Theirs are the two examples of its `examples/dreambooth/README.md` (LoRA: 500 steps; prior preservation:
 200 class images and 800 steps of the whole U-Net), whose rates are raised to what suits the toybox; ours is
-`dreambooth train PHOTOS --class NOUN`. What they trained is scored on the same prompts and seeds, in pairs.
+`dreambooth train PHOTOS --class NOUN`. What they trained is scored on the same prompts and seeds, in pairs; our
+LoRA also at other `--strengths`, as `dreambooth generate RUN --adapter RUN=0.7` draws it.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import jobs
 import numpy as np
 import torch
 
+from dreambooth import adapters
 from dreambooth.evaluation import statistics
 from dreambooth.evaluation.material import Plan
 from dreambooth.evaluation.runs import evaluate
@@ -48,6 +51,11 @@ class Theirs:
 
 EXAMPLES = {"LoRA": Theirs("lora", 0, 500), "prior preservation": Theirs("full", 200, 800)}
 OURS = "ours"
+
+
+def at(strength: float) -> str:
+    """The name of ours, drawn at a strength of its adapter."""
+    return OURS if strength == 1 else f"{OURS} at strength {strength:g}"
 
 
 def ours(subject: str, home: Path, method: str, steps: int | None) -> list[str]:
@@ -98,7 +106,11 @@ def measure(chosen: argparse.Namespace, subject: str, home: Path) -> Iterator[tu
     out = home / OURS
     (out / "cache").mkdir(parents=True)
     seconds = jobs.cost(ours(subject, out, chosen.method, chosen.steps), out).seconds
-    yield OURS, seconds, scores(Run(out / "run"), subject)
+    for strength in (1.0, *chosen.strengths):
+        drawn = Run(shutil.copytree(out / "run", out / f"{strength:g}"))
+        if strength != 1:
+            adapters.strengthen(drawn.adapter, strength)
+        yield at(strength), seconds, scores(drawn, subject)
 
 
 def main() -> None:
@@ -109,7 +121,10 @@ def main() -> None:
     parser.add_argument("--examples", nargs="+", choices=EXAMPLES, default=list(EXAMPLES))
     parser.add_argument("--method", choices=("lora", "full"), default="lora", help="of ours")
     parser.add_argument("--steps", type=int, help="of ours (default: the default)")
+    parser.add_argument("--strengths", type=float, nargs="*", default=[0.7], help="of our LoRA, beside 1")
     chosen = parser.parse_args()
+    if chosen.method == "full":
+        chosen.strengths = []
     hush_libraries()
     print(f"{platform.platform()}, torch {torch.__version__}, {torch.get_num_threads()} threads", flush=True)
     seconds: dict[str, list[float]] = {}
@@ -121,15 +136,13 @@ def main() -> None:
                 rows.setdefault(name, []).append(found)
                 means = {metric: round(float(np.nanmean(each.value_N)), 3) for metric, each in found.items()}
                 print(json.dumps({"subject": subject, "way": name, "seconds": round(taken, 1), **means}), flush=True)
-    for name in chosen.examples:
-        apart = {
-            metric: statistics.compare(
-                *(statistics.joined([each[metric] for each in rows[way]]) for way in (OURS, name))
-            ).difference.text("+")
-            for metric in METRICS
+    for name, way in product(chosen.examples, map(at, (1.0, *chosen.strengths))):
+        pairs = {
+            metric: [statistics.joined([r[metric] for r in rows[each]]) for each in (way, name)] for metric in METRICS
         }
-        ratio = sum(seconds[name]) / sum(seconds[OURS])
-        print(json.dumps({"ours over": name, "times as fast": round(ratio, 2), **apart}), flush=True)
+        apart = {metric: statistics.compare(*pair).difference.text("+") for metric, pair in pairs.items()}
+        ratio = sum(seconds[name]) / sum(seconds[way])
+        print(json.dumps({way: f"over {name}", "times as fast": round(ratio, 2), **apart}), flush=True)
 
 
 if __name__ == "__main__":
