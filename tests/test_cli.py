@@ -25,8 +25,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import dreambooth
-from dreambooth import cli, presets
-from dreambooth.cli import translations
+from dreambooth import cli, other_trainers, presets
 from dreambooth.cli.shared import print_next
 from dreambooth.models import CARDS
 from dreambooth.run import Run
@@ -99,10 +98,10 @@ def test_the_flags_are_frozen() -> None:
 
 
 def test_what_other_trainers_flags_are_called_here_is_there() -> None:
-    told = " ".join([*translations.FLAGS.values(), *translations.SENTENCES.values()])
+    told = " ".join([*other_trainers.FLAGS.values(), *other_trainers.SENTENCES.values()])
     flags = {name: set(FLAGS[name].split()) for name in ("train", "generate")}
     assert set(re.findall(r"--[a-z0-9-]+", told)) <= flags["train"] | flags["generate"]
-    for flag in translations.FLAGS.values():
+    for flag in other_trainers.FLAGS.values():
         if " " in flag:
             assert call("train", *flag.split(), "--nothing").refusal == "Unknown option: --nothing."
 
@@ -117,8 +116,8 @@ SEEN = (
 
 @pytest.mark.parametrize("flag", SEEN.split())
 def test_a_flag_of_another_trainer_is_translated(flag: str) -> None:
-    ours = translations.FLAGS.get(flag)
-    hint = f". Did you mean {ours}?" if ours else f": {translations.SENTENCES[flag]}"
+    ours = other_trainers.FLAGS.get(flag)
+    hint = f". Did you mean {ours}?" if ours else f": {other_trainers.SENTENCES[flag]}"
     assert call("train", "photos", f"--{flag}", "1").refusal == f"Unknown option: --{flag}{hint}"
 
 

@@ -322,6 +322,9 @@ def test_yaml_takes_numbers_as_people_write_them(tmp_path: Path) -> None:
     [
         ({"lerning_rate": 1e-4}, "unknown setting 'lerning_rate': did you mean 'learning_rate'?"),
         ({"prior-count": 3}, "unknown setting 'prior-count': did you mean 'prior_count'?"),
+        ({"max_train_steps": 3}, "unknown setting 'max_train_steps': did you mean 'steps'?"),
+        ({"output_dir": "x"}, "unknown setting 'output_dir': `dreambooth train --help` lists them"),
+        ({"use_8bit_adam": True}, "unknown setting 'use_8bit_adam': did you mean 'optimizer'?"),
         ({"xyzzy": 1}, "unknown setting 'xyzzy': `dreambooth train --help` lists them"),
         (
             {"subjects": [{"photos": "x", "clas_noun": "dog"}]},

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from dreambooth import other_trainers
 from dreambooth.errors import UserError
 from dreambooth.geometry import Aspect
 from dreambooth.prompts import LABEL, require_label
@@ -349,7 +350,9 @@ def first_problem(error: ValidationError) -> str:
     problem = next((each for each in problems if each["type"] in UNKNOWN), problems[0])
     *parents, last = problem["loc"]
     if problem["type"] in UNKNOWN:
-        near = difflib.get_close_matches(str(last), (Subject if parents else Recipe).model_fields, n=1)
+        known = (Subject if parents else Recipe).model_fields
+        theirs = other_trainers.setting(str(last))
+        near = [theirs] if theirs in known else difflib.get_close_matches(str(last), known, n=1)
         hint = f"did you mean '{near[0]}'?" if near else "`dreambooth train --help` lists them"
         return f"unknown setting '{last}': {hint}"
     if problem["type"] == "missing":
