@@ -101,7 +101,7 @@ def evaluation(seeds: int = 4) -> dict[str, Any]:
     return {
         "scores": {name: estimate(*score, n=100) for name, score in SCORES.items()},
         "by": {"dino": "toybox-identity", "clip": "toybox-clip", "div": "dino"},
-        "options": {"self_pairs": False, "reference": "all", "text": "class", "seeds": seeds, "scale": 1.0},
+        "options": {"reference": "all", "text": "class", "seeds": seeds, "scale": 1.0},
         "kinds": {
             kind: {
                 "dino": estimate(some(0.5, 0.8)),

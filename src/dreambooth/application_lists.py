@@ -6,7 +6,6 @@ The prompts are those of Ruiz et al. 2023 and of its list of prompts, or in thei
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dreambooth.errors import UserError
 from dreambooth.evaluation import dreambench
-from dreambooth.prompts import PLACE, PLACEHOLDER, article, placed
+from dreambooth.prompts import PLACE, PLACEHOLDER, article, of_class, placed
 from dreambooth.yaml_files import reason
 
 Kind = Literal["live", "object"]
-ARTICLE = re.compile(r"\ban? \{\}")
 FORM = "expected 'rows:' with 'label: a [V] dog in the snow' lines"
 
 
@@ -50,7 +48,7 @@ class Cell:
 
     def plain(self, noun: str) -> str:
         """The prompt with the class noun alone, its article as grammar has it: "an elephant in the snow"."""
-        return ARTICLE.sub(lambda _: article(noun), self.template).replace(PLACE, noun)
+        return of_class(self.template, noun)
 
 
 class Application(BaseModel):

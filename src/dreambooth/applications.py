@@ -23,11 +23,11 @@ from dreambooth.errors import UserError
 from dreambooth.evaluation import embeddings, limitations, metrics
 from dreambooth.evaluation.dreambench import Prompt
 from dreambooth.evaluation.encoders import Encoder
+from dreambooth.evaluation.judges import Judges, load_judges
 from dreambooth.evaluation.limitations import KEPT_BAD, Finding
 from dreambooth.evaluation.material import Material, Plan, frozen_pipeline, gather_all, tuned_pipeline
 from dreambooth.evaluation.metrics import Values
 from dreambooth.evaluation.pictures import PictureSet, cached, draw_missing
-from dreambooth.evaluation.runs import Judges, load_judges
 from dreambooth.evaluation.scoring import Embedded, Grid, Texts, alone
 from dreambooth.evaluation.statistics import Estimate, estimate
 from dreambooth.files import atomic, write_json

@@ -19,6 +19,8 @@ NO_NOUN = re.compile(r"\[V\d*\]?|\{\w*\}?|\}", re.IGNORECASE)
 PLACE = "{}"
 """Stands for identifier and class noun together in a list of prompts."""
 
+ARTICLE = re.compile(r"\ban? \{\}")
+
 LABEL = "a [V] {class}"
 """The caption of every photo (Ruiz et al. 2023, section 3.1); `{class}` stands for the class noun."""
 
@@ -59,11 +61,15 @@ def placed(text: str, nouns: Sequence[str]) -> str:
 
     Args:
         text: The prompt.
-        nouns: The classes that may follow `[V]` in it: those of all the subjects that the list is for.
+        nouns: The classes that may follow `[V]` in it, as `{class}` may: those of all subjects that the list is for.
     """
-    for noun in sorted(nouns, key=len, reverse=True):
-        text = text.replace(f"[V] {noun}", PLACE)
-    return text.replace("[V]", PLACE).strip()
+    following = "|".join(map(re.escape, [*sorted(nouns, key=len, reverse=True), "{class}"]))
+    return re.sub(rf"\[V\](\s+({following})(?!\w))?", PLACE, text, flags=re.IGNORECASE).strip()
+
+
+def of_class(template: str, noun: str) -> str:
+    """Return a prompt with the class noun at its place, after the article that it takes: "an elephant in the snow"."""
+    return ARTICLE.sub(lambda _: article(noun), template).replace(PLACE, noun)
 
 
 def require_noun(class_noun: str) -> None:

@@ -241,7 +241,11 @@ def _describe(job: Job) -> None:
     info = {
         "identity": job.plans.identity(job.recipe),
         "model": {"name": source.name, "family": source.family, "identity": source.identity},
-        "photos": [{"id": p.id, "file": p.path.name, "caption": p.caption} for pool in job.photos for p in pool],
+        "photos": [
+            {"id": photo.id, "file": photo.path.name, "caption": photo.caption, "subject": index}
+            for index, pool in enumerate(job.photos)
+            for photo in pool
+        ],
         "identifier": subject.identifier,
         "class": subject.class_noun,
         "identifiers": [each.identifier for each in job.recipe.subjects],

@@ -79,8 +79,33 @@ def test_own_prompts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("written", "noun", "named", "plain"),
+    [
+        ("A [V] dog in the snow", "dog", "a ohwx dog in the snow", "a dog in the snow"),
+        ("A photo of [V] dog", "dog", "a photo of ohwx dog", "a photo of dog"),
+        ("An oil painting of a [V] dog", "dog", "an oil painting of a ohwx dog", "an oil painting of a dog"),
+        ("a painting of an [V] elephant", "elephant", "a painting of an ohwx elephant", "a painting of an elephant"),
+        ("a painting of a {}", "elephant", "a painting of a ohwx elephant", "a painting of an elephant"),
+        ("the [V] dog in the snow", "dog", "the ohwx dog in the snow", "the dog in the snow"),
+        ("pixel art of a [V] dog", "dog", "pixel art of a ohwx dog", "pixel art of a dog"),
+        ("red [V]", "dog", "a red ohwx dog", "a red dog"),
+        ("a [V] {class} in the snow", "dog", "a ohwx dog in the snow", "a dog in the snow"),
+        ("a [V] catching a ball", "cat", "a ohwx cat catching a ball", "a cat catching a ball"),
+        ("a [V] dog in the snow", "Dog", "a ohwx Dog in the snow", "a Dog in the snow"),
+    ],
+)
+def test_an_own_prompt_is_drawn_as_it_is_written(
+    written: str, noun: str, named: str, plain: str, tmp_path: Path
+) -> None:
+    (tmp_path / "own.yaml").write_text(f'- "{written}"\n')
+    (prompt,) = choose(noun, str(tmp_path / "own.yaml"))
+    assert (prompt.named(f"ohwx {noun}"), prompt.text(noun)) == (named, plain)
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
+        ("- a [V] dog and a [V2] mug\n", "does not name the subject once"),
         ("- a dog on the moon\n", "does not name the subject once"),
         ("- a [V] dog and a [V] dog\n", "does not name the subject once"),
         ("- a [V] dog at sea\n- red [V]\n- a {} at sea\n", "asks for '{} at sea' twice: take one out"),

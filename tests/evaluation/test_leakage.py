@@ -13,10 +13,11 @@ from PIL import Image
 from dreambooth.applications import apply
 from dreambooth.errors import UserError
 from dreambooth.evaluation.comparison import compare
+from dreambooth.evaluation.judges import load_judges
 from dreambooth.evaluation.leakage import Drawn, finding, leaks
 from dreambooth.evaluation.material import Plan, gather
 from dreambooth.evaluation.metrics import Options
-from dreambooth.evaluation.runs import evaluate, judge, load_judges
+from dreambooth.evaluation.runs import evaluate, judge
 from dreambooth.planning import make_plans
 from dreambooth.progress import Silent
 from dreambooth.recipe import Recipe

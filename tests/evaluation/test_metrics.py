@@ -97,14 +97,6 @@ def test_the_text_score_pairs_each_picture_with_its_text_and_is_never_scaled_una
         metrics.to_text(generated, text[:4])
 
 
-def test_the_words_of_the_text_rules() -> None:
-    assert metrics.subject_words("dog", "class", "sks", "animal") == "dog"
-    assert metrics.subject_words("dog", "identifier", "sks", "animal") == "sks dog"
-    assert metrics.subject_words("dog", "super-category", "sks", "animal") == "dog animal"
-    with pytest.raises(UserError, match="super-category"):
-        metrics.subject_words("dog", "super-category", "sks")
-
-
 def test_diversity_is_the_mean_over_unordered_pairs_of_a_prompt() -> None:
     generated, prompt = unit(9, 0), np.array([0, 1, 0, 1, 0, 1, 0, 1, 2])
     rows = metrics.diversity(generated, prompt)
@@ -204,7 +196,6 @@ def test_the_defaults_are_the_papers_and_go_into_a_manifest() -> None:
         "references": "all",
         "text": "class",
         "scale": 1.0,
-        "self_pairs": False,
         "diversity": "dino",
         "spread": "nearest",
     }

@@ -15,7 +15,7 @@ from PIL import Image
 from dreambooth.errors import UserError
 from dreambooth.evaluation import embeddings, encoders
 from dreambooth.evaluation.comparison import compare
-from dreambooth.evaluation.material import Plan
+from dreambooth.evaluation.material import Plan, gather
 from dreambooth.evaluation.metrics import Options
 from dreambooth.evaluation.runs import evaluate
 from dreambooth.run import Run
@@ -276,11 +276,40 @@ def test_refusals(run: Path, prompts: str, tmp_path: Path) -> None:
     assert "holds no run" in calls.call("evaluate", tmp_path).refusal
     assert "there is no encoder" in calls.call("evaluate", run, "--identity-encoder", "dino-vits17").refusal
     assert "no rule of references" in calls.call("evaluate", run, "--references", "some").refusal
-    photo = next(Run(run).recipe.subjects[0].photos.glob("*.png"))
+    photo = min(Run(run).recipe.subjects[0].photos.glob("*.png"))
     moved = photo.rename(tmp_path / photo.name)
+    assert "no longer holds the photos" in calls.call("evaluate", run, "--prompts", prompts).refusal
     Image.new("RGB", (64, 64)).save(photo)
     assert "no longer holds the photos" in calls.call("evaluate", run, "--prompts", prompts).refusal
     shutil.move(moved, photo)
+
+
+def test_photos_are_known_by_what_they_show_whatever_they_are_called(run: Path) -> None:
+    first, *_ = before = gather(Run(run), Plan()).photos
+    moved = first.path.rename(first.path.with_name("zzz.png"))
+    after = gather(Run(run), Plan()).photos
+    assert [photo.id for photo in after] == [photo.id for photo in before]
+    assert after[0].path.name == "zzz.png"
+    moved.rename(first.path)
+
+
+@pytest.mark.parametrize(
+    ("noun", "classes"),
+    [
+        ("dog", ("dog", "cat", "duck")),
+        ("Corgi", ("Corgi", "cat", "duck")),
+        ("kitten", ("kitten", "dog", "duck")),
+        ("wolf", ("wolf", "cat", "dog")),
+        ("sports car", ("sports car", "teapot", "clock")),
+    ],
+)
+def test_other_classes_are_none_that_the_subject_is_of(
+    noun: str, classes: tuple[str, ...], run: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    recipe = copy / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("class_noun: dog", f"class_noun: {noun}"))
+    assert gather(Run(copy), Plan()).classes == classes
 
 
 @pytest.mark.parametrize(

@@ -257,3 +257,21 @@ def test_the_subjects_colour_is_that_of_its_mask_or_of_the_middle() -> None:
     mask = Image.new("L", (40, 40), 0)
     mask.paste(255, (0, 0, 40, 5))
     assert limitations.centre_colour(image, mask) == pytest.approx(limitations.lab(np.array([0, 0, 1.0])), abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "row"),
+    [
+        ({"references": "fixed:1"}, "dino"),
+        ({"references": "centroid"}, "clip_i"),
+        ({"references": "held-out"}, "dino"),
+        ({"text": "identifier"}, "clip_t"),
+        ({"scale": 2.5}, "clip_t"),
+        ({"spread": "pairs"}, "copying"),
+    ],
+)
+def test_every_option_changes_its_figure(asked: dict[str, Any], row: str) -> None:
+    held_out_RD = near(SUBJECT, 0.9, 3)
+    given = replace(identity(), held_out_HD=held_out_RD), replace(clip(), held_out_HD=held_out_RD), TEXTS, GRID
+    usual, other = scoring.score(*given, Options()), scoring.score(*given, Options(**asked))
+    assert not np.allclose(usual[row].value_N, other[row].value_N)

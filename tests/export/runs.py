@@ -31,7 +31,7 @@ def finished(folder: Path, model: Path, **values: object) -> Run:
     info = {
         "identity": "0123456789abcdef",
         "model": {"name": source.name, "family": source.family, "identity": source.identity},
-        "photos": [{"id": str(index), "file": f"{index}.png", "caption": None} for index in range(4)],
+        "photos": [{"id": str(index), "file": f"{index}.png", "caption": None, "subject": 0} for index in range(4)],
         "identifier": recipe.subjects[0].identifier,
         "class": recipe.subjects[0].class_noun,
         "identifiers": [subject.identifier for subject in recipe.subjects],

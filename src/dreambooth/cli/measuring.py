@@ -182,19 +182,21 @@ def evaluate(
     if len(runs) > 1:
         require_writable(out)
     with reporting(log_format) as reporter:
-        from dreambooth.evaluation.comparison import compare, require_alike, write
+        from dreambooth.evaluation.comparison import compare, write
         from dreambooth.evaluation.material import Plan
         from dreambooth.evaluation.metrics import Options
-        from dreambooth.evaluation.preparing import prepare
-        from dreambooth.evaluation.runs import evaluate as evaluate_run
+        from dreambooth.evaluation.runs import evaluate_all
 
-        plan, options = Plan(prompts, count, class_count, seed), Options(references, diversity=diversity)
-        common: dict[str, Any] = {"identity_encoder": identity_encoder, "clip_encoder": clip_encoder}
-        common |= {"held_out": held_out, "reporter": reporter}
-        folders = list(zip(runs, _mask_folders(masks, runs), strict=True))
-        ready = [prepare(run, plan, options, held_out, folder) for run, folder in folders]
-        require_alike([[each.material for each in subjects] for subjects in ready])
-        found = [evaluate_run(run, plan, options, **common, mask_folder=folder) for run, folder in folders]
+        found = evaluate_all(
+            runs,
+            Plan(prompts, count, class_count, seed),
+            Options(references, diversity=diversity),
+            identity_encoder=identity_encoder,
+            clip_encoder=clip_encoder,
+            held_out=held_out,
+            mask_folders=_mask_folders(masks, runs),
+            reporter=reporter,
+        )
         compared = compare(found) if len(found) > 1 else None
         page = write(compared, out) if compared else None
     if json:

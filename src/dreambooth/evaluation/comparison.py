@@ -12,11 +12,12 @@ import numpy as np
 
 from dreambooth.errors import UserError
 from dreambooth.evaluation import statistics
-from dreambooth.evaluation.material import Material
+from dreambooth.evaluation.preparing import require_alike
 from dreambooth.evaluation.runs import Evaluation
 from dreambooth.evaluation.scoring import ALONE
 from dreambooth.evaluation.statistics import Scores
 from dreambooth.files import write_json
+from dreambooth.paths import endings
 from dreambooth.reporting_scores import compare_page
 
 COMPARED = ("dino", "clip_i", "clip_t", "div", "copying", "pres_drift")
@@ -31,33 +32,16 @@ def compare(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
             same seeds, or not by the same encoders.
     """
     require_alike([each.materials for each in evaluations])
+    names = dict(zip(map(id, evaluations), endings([each.run.path for each in evaluations]), strict=True))
     pairs = [
-        {"a": _name(one), "b": _name(two), "metric": metric, **_difference(one, two, metric)}
+        {"a": names[id(one)], "b": names[id(two)], "metric": metric, **_difference(one, two, metric)}
         for one, two in combinations(evaluations, 2)
         for metric in COMPARED
     ]
     corrected = statistics.holm({str(at): pair["p"] for at, pair in enumerate(pairs) if pair["p"] is not None})
     for at, pair in enumerate(pairs):
         pair["p_holm"] = corrected.get(str(at))
-    return {"runs": [_run(each) for each in evaluations], "pairs": pairs}
-
-
-def require_alike(runs: Sequence[Sequence[Material]]) -> None:
-    """Refuse runs between which a difference would say nothing of how they were trained; nothing needs to be drawn yet.
-
-    Args:
-        runs: Each run's subjects.
-
-    Raises:
-        UserError: They differ in their subjects' number, classes, photos or prompts.
-    """
-    first, *others = runs
-    for other in others:
-        both = f"{first[0].run.path} and {other[0].run.path}"
-        if len(first) != len(other):
-            raise UserError(f"{both} have {len(first)} and {len(other)} subjects: compare runs of the same subjects")
-        for one, two in zip(first, other, strict=True):
-            _require_alike(one, two, both)
+    return {"runs": [_run(each, names[id(each)]) for each in evaluations], "pairs": pairs}
 
 
 def write(compared: dict[str, Any], out: Path) -> Path:
@@ -66,19 +50,9 @@ def write(compared: dict[str, Any], out: Path) -> Path:
     return compare_page(compared, out / "comparison.html")
 
 
-def _require_alike(one: Material, two: Material, both: str) -> None:
-    if one.noun != two.noun:
-        raise UserError(f"{both} are of a {one.noun} and a {two.noun}: compare runs of the same subject and class")
-    if {photo.id for photo in one.photos} != {photo.id for photo in two.photos}:
-        raise UserError(f"{both} were trained on different photos of the {one.noun}: compare runs of the same ones")
-    lone = sorted({prompt.scene for prompt in one.prompts} ^ {prompt.scene for prompt in two.prompts})
-    if lone:
-        raise UserError(f"{both} differ in {len(lone)} prompts, such as '{lone[0]}': evaluate both with the same")
-
-
 def _difference(one: Evaluation, two: Evaluation, metric: str) -> dict[str, Any]:
     if one.document["encoders"] != two.document["encoders"]:
-        raise UserError(f"{_name(one)} and {_name(two)} were scored by different encoders: name one for both")
+        raise UserError(f"{one.run.path} and {two.run.path} were scored by different encoders: name one for both")
     found = statistics.compare(_common(one, metric), _common(two, metric))
     return {"difference": found.difference.as_json(), "p": found.p, "n": found.difference.n}
 
@@ -95,15 +69,11 @@ def _common(evaluation: Evaluation, metric: str) -> Scores:
     return replace(scores, subject_N=np.array(subjects), prompt_N=np.array(keys))
 
 
-def _run(evaluation: Evaluation) -> dict[str, Any]:
+def _run(evaluation: Evaluation, name: str) -> dict[str, Any]:
     run = evaluation.run
     return {
-        "name": run.path.name,
+        "name": name,
         "folder": str(run.path),
         "label": f"{run.recipe.method}, {run.shipped_steps} steps",
         "scores": evaluation.document["scores"],
     }
-
-
-def _name(evaluation: Evaluation) -> str:
-    return evaluation.run.path.name

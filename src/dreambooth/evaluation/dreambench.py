@@ -5,6 +5,7 @@ From dataset/prompts_and_classes.txt of https://github.com/google/dreambooth (CC
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from dreambooth.errors import UserError
-from dreambooth.prompts import PLACE, article, placed
+from dreambooth.prompts import PLACE, PLACEHOLDER, article, of_class, placed
 from dreambooth.yaml_files import reason
 
 SUBJECTS: dict[str, tuple[str, int]] = {
@@ -87,20 +88,25 @@ ACCESSORIES = (
 )
 PROPERTIES = ("red {}", "purple {}", "shiny {}", "wet {}", "cube shaped {}")
 
-LIVE_NOUNS = (
+KIN = {
+    "dog": (
+        "dog puppy akita beagle bulldog chihuahua collie corgi dachshund dalmatian greyhound hound husky labrador "
+        "malamute mastiff pomeranian poodle pug retriever rottweiler samoyed schnauzer shepherd shiba spaniel terrier"
+    ),
+    "cat": "cat kitten kitty siamese sphynx tabby",
+    "duck": "duck duckling",
+}
+"""A class -> what nouns its animals go by, their breeds among them."""
+LIVE_NOUNS = " ".join(KIN.values()) + (
     # people
-    "baby boy child face girl human kid lady man person toddler woman "
+    " baby boy child face girl human kid lady man person toddler woman "
     # mammals
-    "alpaca animal ape badger bear beaver bison bull bunny calf camel cat chimpanzee chipmunk cow deer dolphin donkey "
-    "elephant ferret fox giraffe goat gorilla hamster hedgehog hippo horse kangaroo kitten kitty koala lamb lemur "
+    "alpaca animal ape badger bear beaver bison bull bunny calf camel chimpanzee chipmunk cow deer dolphin donkey "
+    "elephant ferret fox giraffe goat gorilla hamster hedgehog hippo horse kangaroo koala lamb lemur "
     "leopard lion llama meerkat monkey moose mouse mule otter panda panther pig piglet pony rabbit raccoon rat "
     "reindeer rhino sheep skunk sloth squirrel stallion tiger whale wolf zebra "
-    # dogs and cats by their breeds
-    "dog puppy akita beagle bulldog chihuahua collie corgi dachshund dalmatian greyhound hound husky labrador malamute "
-    "mastiff pomeranian poodle pug retriever rottweiler samoyed schnauzer shepherd shiba spaniel terrier "
-    "siamese sphynx tabby "
     # birds
-    "bird budgie canary chick chicken cockatiel cockatoo crow dove duck duckling eagle falcon flamingo goose hawk hen "
+    "bird budgie canary chick chicken cockatiel cockatoo crow dove eagle falcon flamingo goose hawk hen "
     "hummingbird macaw magpie ostrich owl parakeet parrot peacock pelican penguin pigeon raven robin rooster seagull "
     "sparrow swan "
     # the rest, and those of tales
@@ -117,6 +123,8 @@ LIFELESS = (
     "computer gaming hot wireless"
 )
 """Words before such a noun that make a thing of it: "rubber duck", "computer mouse", "hot dog"."""
+DETERMINERS = "a an the of this that these those my your his her its our their"
+"""Where one of these stands before the subject, an own prompt is whole as it is written."""
 
 
 @dataclass(frozen=True)
@@ -126,18 +134,24 @@ class Prompt:
     Attributes:
         scene: What is asked of the subject, its place left open: "{} in the snow", "red {}".
         kind: "recontext", "accessory" or "property"; "own" in a user's list.
+        takes_article: Whether an indefinite article belongs before the scene, as before "red {}" and not "the {}".
     """
 
     scene: str
     kind: str
+    takes_article: bool = True
 
     def text(self, subject: str) -> str:
         """The whole prompt for a subject without its article: "[V] dog" gives "a [V] dog in the snow"."""
-        return article(self.scene.replace(PLACE, subject))
+        filled = of_class(self.scene, subject)
+        return article(filled) if self.takes_article else filled
 
     def named(self, called: str) -> str:
         """The whole prompt for a run: "ohwx dog" gives "a ohwx dog in the snow", as its photos were captioned."""
-        return f"a {self.scene.replace(PLACE, called)}" if self.scene.startswith(PLACE) else self.text(called)
+        filled = self.scene.replace(PLACE, called)
+        if not self.takes_article:
+            return filled
+        return f"a {filled}" if self.scene.startswith(PLACE) else article(filled)
 
     @property
     def context(self) -> str:
@@ -201,8 +215,10 @@ def _read(path: Path) -> list[str]:
 
 def _own(text: str, nouns: Sequence[str], where: str) -> Prompt:
     """A prompt of a user's list; "a [V] dog in the snow" and "a {} in the snow" are the same."""
-    scene = placed(text, nouns).removeprefix("a ").removeprefix("an ")
-    if scene.count(PLACE) != 1:
+    given = placed(text, nouns)
+    scene = re.sub(r"^an?\s+", "", given, flags=re.IGNORECASE)
+    if scene.count(PLACE) != 1 or PLACEHOLDER.search(scene):
         mend = f"write it as 'a [V] {nouns[0]} in the snow'"
         raise UserError(f"the prompt '{text}' in {where} does not name the subject once: {mend}")
-    return Prompt(scene, "own")
+    before = scene.partition(PLACE)[0].lower().split()
+    return Prompt(scene, "own", scene != given or not set(DETERMINERS.split()) & set(before))

@@ -199,18 +199,20 @@ def frozen_pipeline(run: Run) -> DiffusionPipeline:
 
 
 def _siblings(noun: str) -> Sequence[str]:
-    kind = "live" if dreambench.is_live(noun) else "object"
-    return [each for each in SIBLINGS[kind] if each != noun]
+    """Other classes, and so none that the subject is of: a sports car is a car, a corgi a dog."""
+    kind, words = "live" if dreambench.is_live(noun) else "object", set(noun.lower().split())
+    return [each for each in SIBLINGS[kind] if not words & {each, *dreambench.KIN.get(each, "").split()}]
 
 
 def _photos(run: Run, recipe: Recipe, index: int) -> tuple[list[Photo], int]:
-    """A subject's photos, made sure to be those that it was trained on, and how many of the run's come before them."""
+    """A subject's photos, made sure to be those that it was trained on, and how many of the run's come before them.
+
+    They are in the run's order, whatever their files are called by now.
+    """
     folder, side = recipe.subjects[index].photos, recipe.resolution
     assert side is not None, "presets.fill leaves it open for no run"
-    found = photos.usable(photos.read(folder, side)) if folder.is_dir() else []
-    trained = [entry["id"] for entry in run.info["photos"]]
-    if not found or any(photo.id not in trained for photo in found):
+    trained = [entry["id"] for entry in run.info["photos"] if entry["subject"] == index]
+    found = {photo.id: photo for photo in photos.usable(photos.read(folder, side))} if folder.is_dir() else {}
+    if set(found) != set(trained):
         raise UserError(f"{folder} no longer holds the photos that {run.path} was trained on: put them back")
-    ids = [photo.id for photo in found]
-    starts = (at for at in range(len(trained)) if trained[at : at + len(ids)] == ids)
-    return found, next(starts, trained.index(ids[0]))
+    return [found[each] for each in trained], sum(entry["subject"] < index for entry in run.info["photos"])

@@ -22,7 +22,7 @@ Rows = npt.NDArray[np.floating[Any]]
 Values = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.integer[Any]]
 
-TextRule = Literal["class", "identifier", "super-category"]
+TextRule = Literal["class", "identifier"]
 Diversity = Literal["dino", "lpips-alex"]
 Spread = Literal["nearest", "pairs"]
 
@@ -38,10 +38,8 @@ class Options:
     Attributes:
         references: "all" (every photo), "fixed:K" (photo K alone), "held-out" (photos that were not trained on) or
             "centroid" (the direction of the photos' mean).
-        text: What CLIP-T reads: the prompt with the class noun alone, with the identifier, or with class noun and
-            super-category.
+        text: What CLIP-T reads: the prompt with the class noun alone ("class"), or with the identifier too.
         scale: Factor of CLIP-T. CLIPScore's 2.5 (Hessel et al. 2021) is never applied unasked.
-        self_pairs: Whether the oracle compares a photo with itself too; the paper's row most likely does.
         diversity: What DIV is measured by. The paper's LPIPS needs the extra `lpips`.
         spread: What a picture's nearest photo is ranked among, see `copying`.
     """
@@ -49,7 +47,6 @@ class Options:
     references: str = "all"
     text: TextRule = "class"
     scale: float = 1.0
-    self_pairs: bool = False
     diversity: Diversity = "dino"
     spread: Spread = "nearest"
 
@@ -110,18 +107,6 @@ def to_text(generated_GD: Rows, text_GD: Rows, scale: float = 1.0) -> Values:
     if len(generated_GD) != len(text_GD):
         raise ValueError(f"{len(generated_GD)} pictures and {len(text_GD)} texts: give each picture its text")
     return np.asarray(scale * np.einsum("gd,gd->g", _checked(generated_GD), _checked(text_GD)))
-
-
-def subject_words(class_noun: str, rule: TextRule, identifier: str = "", super_category: str = "") -> str:
-    """Return how CLIP-T's text calls the subject: "dog", "sks dog" or "dog animal".
-
-    Raises:
-        UserError: The rule asks for a word that was not given.
-    """
-    asked = {"class": "-", "identifier": identifier, "super-category": super_category}[rule]
-    if not asked:
-        raise UserError(f"the text rule '{rule}' needs the subject's {rule}, which is not there: use 'class'")
-    return {"class": class_noun, "identifier": f"{asked} {class_noun}", "super-category": f"{class_noun} {asked}"}[rule]
 
 
 def diversity(generated_GD: Rows, prompt_G: Indices) -> Values:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,3 +68,31 @@ def _held_out(folder: Path | None, material: Material) -> list[Photo]:
     if same:
         raise UserError(f"{folder / same[0]} was trained on, so it is not held out: take it away")
     return found
+
+
+def require_alike(runs: Sequence[Sequence[Material]]) -> None:
+    """Refuse runs between which a difference would say nothing of how they were trained; nothing needs to be drawn yet.
+
+    Args:
+        runs: Each run's subjects.
+
+    Raises:
+        UserError: They differ in their subjects' number, classes, photos or prompts.
+    """
+    first, *others = runs
+    for other in others:
+        both = f"{first[0].run.path} and {other[0].run.path}"
+        if len(first) != len(other):
+            raise UserError(f"{both} have {len(first)} and {len(other)} subjects: compare runs of the same subjects")
+        for one, two in zip(first, other, strict=True):
+            _require_alike(one, two, both)
+
+
+def _require_alike(one: Material, two: Material, both: str) -> None:
+    if one.noun != two.noun:
+        raise UserError(f"{both} are of a {one.noun} and a {two.noun}: compare runs of the same subject and class")
+    if {photo.id for photo in one.photos} != {photo.id for photo in two.photos}:
+        raise UserError(f"{both} were trained on different photos of the {one.noun}: compare runs of the same ones")
+    lone = sorted({prompt.scene for prompt in one.prompts} ^ {prompt.scene for prompt in two.prompts})
+    if lone:
+        raise UserError(f"{both} differ in {len(lone)} prompts, such as '{lone[0]}': evaluate both with the same")

@@ -11,37 +11,25 @@ import numpy as np
 from PIL import Image
 
 from dreambooth import environment, photos, targets
-from dreambooth.evaluation import dreambench, embeddings, encoders, leakage, limitations, masks, metrics, statistics
+from dreambooth.errors import UserError
+from dreambooth.evaluation import dreambench, embeddings, leakage, limitations, masks, metrics, statistics
 from dreambooth.evaluation.encoders import Encoder
+from dreambooth.evaluation.judges import Judges, encoder_names, load_judges
 from dreambooth.evaluation.limitations import Finding
 from dreambooth.evaluation.masks import Masked
 from dreambooth.evaluation.material import Material, Plan, draw_all
 from dreambooth.evaluation.metrics import Options, Rows
 from dreambooth.evaluation.pictures import PictureSet
-from dreambooth.evaluation.preparing import prepare
+from dreambooth.evaluation.preparing import Prepared, prepare, require_alike
 from dreambooth.evaluation.scoring import Embedded, Grid, Texts, alone, score
 from dreambooth.evaluation.statistics import Estimate, Scores
 from dreambooth.files import write_json
-from dreambooth.models import CLIP_ENCODER, IDENTITY_ENCODER, resolve
 from dreambooth.progress import Reporter, Silent
 from dreambooth.reporting import report
 from dreambooth.run import Run
 
 MAIN = ("dino", "clip_i", "clip_t", "div")
 """Metrics that are told prompt by prompt and kind by kind."""
-
-
-@dataclass(frozen=True)
-class Judges:
-    """The encoders that score.
-
-    Attributes:
-        identity: Tells subjects apart (DINO in the paper).
-        clip: Has pictures and texts in one space.
-    """
-
-    identity: Encoder
-    clip: Encoder
 
 
 @dataclass(frozen=True)
@@ -97,22 +85,76 @@ def evaluate(
     Raises:
         UserError: The run is not finished, its photos have gone, or there are no such prompts or encoders.
     """
+    return evaluate_all(
+        [run],
+        plan,
+        options,
+        identity_encoder=identity_encoder,
+        clip_encoder=clip_encoder,
+        held_out=held_out,
+        mask_folders=[mask_folder],
+        reporter=reporter,
+    )[0]
+
+
+def evaluate_all(
+    runs: Sequence[str | Path],
+    plan: Plan | None = None,
+    options: Options | None = None,
+    *,
+    identity_encoder: str | None = None,
+    clip_encoder: str | None = None,
+    held_out: Path | None = None,
+    mask_folders: Sequence[Path | None] | None = None,
+    reporter: Reporter | None = None,
+) -> list[Evaluation]:
+    """Measure runs that can be compared, as `evaluate` does one; of what any of them lacks none is drawn.
+
+    Args:
+        runs: Run folders, of the same subjects.
+        plan: As `evaluate` has it, like all that is not said here.
+        options: Likewise.
+        identity_encoder: Likewise.
+        clip_encoder: Likewise.
+        held_out: Likewise.
+        mask_folders: A folder of masks for each run.
+        reporter: Likewise.
+
+    Raises:
+        UserError: As of `evaluate`, or the runs differ in their subjects, prompts or encoders.
+    """
     plan, options, reporter = plan or Plan(), options or Options(), reporter or Silent()
-    opened, prepared = Run.open(run), prepare(run, plan, options, held_out, mask_folder)
-    opened.require_writable()
+    opened = [Run.open(run) for run in runs]
+    folders = mask_folders or [None] * len(runs)
+    prepared = [prepare(run, plan, options, held_out, masked) for run, masked in zip(runs, folders, strict=True)]
+    require_alike([[each.material for each in subjects] for subjects in prepared])
+    for run in opened:
+        run.require_writable()
     if options.diversity == "lpips-alex":
         metrics.load_lpips()  # where it cannot be had, nothing is drawn
-    judges = load_judges(opened, identity_encoder, clip_encoder)
-    with opened.lock():
+    asked = [encoder_names(run, identity_encoder, clip_encoder) for run in opened]
+    for run, names in zip(opened, asked, strict=True):
+        if names != asked[0]:
+            both = f"{opened[0].path} and {run.path}"
+            raise UserError(f"{both} are scored by different encoders: name one for both by --identity-encoder")
+    judges = load_judges(opened[0], identity_encoder, clip_encoder)
+    return [_measure(*each, judges, plan, options, reporter) for each in zip(opened, prepared, strict=True)]
+
+
+def _measure(
+    run: Run, prepared: Sequence[Prepared], judges: Judges, plan: Plan, options: Options, reporter: Reporter
+) -> Evaluation:
+    """Draw what is missing of a run, score it and write what was found."""
+    with run.lock():
         draw_all([each.material for each in prepared], reporter)
         parts = [
             judge(each.material, judges, options, [photo.path for photo in each.held_out], reporter, each.masked)
             for each in prepared
         ]
-        evaluation = parts[0] if len(parts) == 1 else _together(opened, parts, judges, plan, reporter)
-        write_json(opened.path / "evaluation" / "evaluation.json", evaluation.document)
-        write_json(opened.path / "scores.json", evaluation.document["scores"])
-        report(opened.path)
+        evaluation = parts[0] if len(parts) == 1 else _together(run, parts, judges, plan, reporter)
+        write_json(run.path / "evaluation" / "evaluation.json", evaluation.document)
+        write_json(run.path / "scores.json", evaluation.document["scores"])
+        report(run.path)
     return evaluation
 
 
@@ -133,23 +175,6 @@ def _together(run: Run, parts: Sequence[Evaluation], judges: Judges, plan: Plan,
         "findings": [_finding(leakage.finding(leaks, nouns))],
     }
     return Evaluation(run, tuple(each.materials[0] for each in parts), rows, figures, document)
-
-
-def load_judges(run: Run, identity: str | None = None, clip: str | None = None) -> Judges:
-    """Load the encoders that suit the run's base model, or those asked for.
-
-    Raises:
-        UserError: There is no such encoder, or that of pictures and texts reads no text.
-    """
-    recipe = run.recipe
-    assert recipe.model is not None, "a run's recipe names its model"
-    card = resolve(recipe.model, recipe.revision).card
-    identity = identity or (card.identity_encoder if card else IDENTITY_ENCODER)
-    clip = clip or (card.clip_encoder if card else CLIP_ENCODER)
-    device = str(environment.processes().device)
-    judges = Judges(encoders.load(identity, device), encoders.load(clip, device))
-    judges.clip.require_text()
-    return judges
 
 
 def judge(

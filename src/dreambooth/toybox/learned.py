@@ -20,8 +20,8 @@ from dreambooth.errors import RunError, UserError
 from dreambooth.evaluation import embeddings, metrics
 from dreambooth.evaluation.dreambench import RECONTEXT
 from dreambooth.evaluation.encoders import Encoder
+from dreambooth.evaluation.judges import load_judges
 from dreambooth.evaluation.material import Material, Plan, draw_all, gather
-from dreambooth.evaluation.runs import load_judges
 from dreambooth.files import write_json, write_text
 from dreambooth.progress import Lines, Reporter, Silent, hush_libraries
 from dreambooth.toybox import CLASSIFIERS, SUBJECTS

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from dreambooth.evaluation import embeddings, metrics, statistics
+from dreambooth.evaluation.judges import load_judges
 from dreambooth.evaluation.material import Plan, draw_all, frozen_pipeline, gather
 from dreambooth.evaluation.pictures import cached, draw_missing
-from dreambooth.evaluation.runs import load_judges
 from dreambooth.evaluation.scoring import Grid
 from dreambooth.evaluation.statistics import Estimate, Scores
 from dreambooth.paths import cache_root

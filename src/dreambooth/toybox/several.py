@@ -20,10 +20,10 @@ import numpy as np
 from dreambooth import planning, targets
 from dreambooth.evaluation import embeddings, leakage, metrics, statistics
 from dreambooth.evaluation.encoders import Encoder
+from dreambooth.evaluation.judges import load_judges
 from dreambooth.evaluation.leakage import Drawn
 from dreambooth.evaluation.material import Plan
 from dreambooth.evaluation.metrics import Rows as EmbeddedRows
-from dreambooth.evaluation.runs import load_judges
 from dreambooth.evaluation.scoring import alone
 from dreambooth.files import write_text
 from dreambooth.progress import Lines, Reporter, Silent, hush_libraries

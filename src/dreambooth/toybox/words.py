@@ -15,10 +15,10 @@ from dreambooth import photos, targets
 from dreambooth.errors import RunError, UserError
 from dreambooth.evaluation import embeddings, metrics, statistics
 from dreambooth.evaluation.encoders import Encoder
+from dreambooth.evaluation.judges import load_judges
 from dreambooth.evaluation.material import draw_sets, sets
 from dreambooth.evaluation.metrics import Rows as EmbeddedRows
 from dreambooth.evaluation.pictures import PictureSet
-from dreambooth.evaluation.runs import load_judges
 from dreambooth.evaluation.scoring import alone
 from dreambooth.progress import Lines, Reporter, hush_libraries
 from dreambooth.toybox import pages
