@@ -745,7 +745,27 @@ REFUSED: dict[str, tuple[Builder, str]] = {
     ),
     "a sheet that is a folder": (
         lambda lab: ["check", lab.photos, "--sheet", folder("sheets")],
-        "--sheet sheets is a folder: give a file in it, such as sheets/sheet.png",
+        "--sheet sheets is a folder: give a file, such as sheet.png",
+    ),
+    "a sheet among the photos": (
+        lambda lab: ["check", "photos", "--sheet", f"{folder('photos')}/sheet.png"],
+        "--sheet photos/sheet.png lies among the photos, and would be taken for one: give another place",
+    ),
+    "two classes for one folder": (
+        lambda lab: ["train", f"{folder('photos')}:dog", "--class", "cat"],
+        "--class cat contradicts 'photos:dog': leave one out",
+    ),
+    "two names for one folder": (
+        lambda lab: ["train", f"rex={folder('photos')}:dog", "--identifier", "ohwx"],
+        "--identifier ohwx contradicts 'rex=photos:dog': leave one out",
+    ),
+    "several subjects of which one has no class": (
+        lambda lab: ["train", "a=x/y", "b=x/z:mug"],
+        "'a=x/y' names no class: of several subjects each is written FOLDER:NOUN",
+    ),
+    "a bench of no subject": (
+        lambda lab: ["bench", folder("subjects"), "--limit", "0"],
+        "--limit 0: give at least 1",
     ),
     "a sheet in a file": (
         lambda lab: ["check", lab.photos, "--sheet", f"{text('file', 'x')}/sheet.png"],

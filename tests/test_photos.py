@@ -251,6 +251,16 @@ def test_a_caption_beside_a_photo_is_read(folder, text, caption):
     assert not any(finding.problems for finding in found)
 
 
+def test_captions_and_masks_are_found_in_capitals(folder):
+    (folder / "01.TXT").write_text("a dog")
+    Image.open(folder / "02.png").convert("L").save(folder / "02.MASK.PNG")
+    found = photos.read(folder, 64)
+    assert [finding.file for finding in found] == ["00.png", "01.png", "02.png", "03.png"]
+    assert found[1].photo.caption == "a dog"
+    assert found[2].photo.mask_path == folder / "02.MASK.PNG"
+    assert not any(finding.problems for finding in found)
+
+
 def test_a_caption_that_is_no_text_is_ignored_with_a_word(folder):
     (folder / "01.txt").write_bytes(b"\xff\xfea\x00")
     finding = photos.read(folder, 64)[1]

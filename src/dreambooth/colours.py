@@ -7,8 +7,8 @@ import io
 
 from PIL import Image, ImageCms
 
-MODES = ("RGB", "CMYK")
-"""Modes of images whose profiles are heeded, by the name of the profiles' space."""
+SPACES = {"RGB": "RGB", "CMYK": "CMYK", "L": "GRAY"}
+"""Modes of images whose profiles are heeded -> the name of the profiles' space."""
 
 
 def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
@@ -21,11 +21,11 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     Returns:
         RGB; the image as it is without a profile, with sRGB's, one for another mode, or one that cannot be read.
     """
-    if not profile or image.mode not in MODES:
+    if not profile or image.mode not in SPACES:
         return image
     try:
         own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if own.profile.xcolor_space.strip() != image.mode or _is_srgb(own):
+        if own.profile.xcolor_space.strip() != SPACES[image.mode] or _is_srgb(own):
             return image
         return ImageCms.profileToProfile(image, own, _srgb(), outputMode="RGB") or image
     except (OSError, ImageCms.PyCMSError):

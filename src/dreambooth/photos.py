@@ -11,7 +11,7 @@ import hashlib
 import random
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +106,8 @@ def read(
         UserError: There is no such folder, no photo in it can be used, or one has more than 250 megapixels.
     """
     entries = _entries(folder)
-    sidecars = {entry.with_suffix(end) for entry in entries if _is_photo(entry) for end in (CAPTION, MASK)}
+    names = {entry.name.lower(): entry for entry in entries} | {entry.name: entry for entry in entries}
+    sidecars = {_beside(names, entry, end) for entry in entries if _is_photo(entry) for end in (CAPTION, MASK)}
     listed = [entry for entry in entries if entry not in sidecars]
     pictures: list[Picture] = []
     problems: dict[str, list[Problem]] = {}
@@ -121,7 +122,7 @@ def read(
     for copy, original in originals.items():
         problems[copy].append(Problem("duplicate", f"the same picture as {original}, which is used: remove it"))
     kept = {picture.name: picture for picture in large_enough if picture.name not in originals}
-    findings = [_finding(entry, kept.get(entry.name), problems[entry.name]) for entry in listed]
+    findings = [_finding(entry, kept.get(entry.name), problems[entry.name], names) for entry in listed]
     if not kept:
         raise UserError(_nothing_usable(folder, findings, f"put {of} there ({_READ})"))
     return findings
@@ -202,7 +203,13 @@ def _natural(path: Path) -> tuple[list[str | int], str]:
 
 
 def _is_photo(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.endswith(MASK)
+    return path.suffix.lower() in SUFFIXES and not path.name.lower().endswith(MASK)
+
+
+def _beside(names: Mapping[str, Path], photo: Path, end: str) -> Path:
+    """Where a photo's caption or mask is, or would be, among the names of its folder: `01.TXT` as well as `01.txt`."""
+    usual = photo.with_suffix(end)
+    return names.get(usual.name) or names.get(usual.name.lower(), usual)
 
 
 def _inspect(
@@ -228,9 +235,9 @@ def _no_photo(path: Path) -> str | None:
         return "a hidden file, passed over"
     if path.is_dir():
         return "a folder, passed over: photos in it are not read"
-    if path.name.endswith(MASK):
+    if path.name.lower().endswith(MASK):
         return "a mask without a photo of the same name, passed over"
-    if path.suffix == CAPTION:
+    if path.suffix.lower() == CAPTION:
         return "a text without a photo of the same name, passed over"
     if path.suffix.lower() not in SUFFIXES:
         return f"no photo by its suffix ({path.suffix or 'none'}), passed over: save it as JPEG or PNG if it is one"
@@ -280,14 +287,17 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 def _rgb(image: Image.Image, background: str) -> Image.Image:
+    profile = image.info.get("icc_profile")
     if image.mode.startswith(("I", "F")):
         image = _eight_bits(image)
-    if image.mode == "CMYK":
-        image = to_srgb(image, image.info.get("icc_profile"))
-    if not image.has_transparency_data:
+    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    if image.mode in ("CMYK", "L", "LA"):  # of RGB alone the profile still fits afterwards
+        image = to_srgb(image.convert("L") if image.mode == "LA" else image, profile)
+    if alpha is None:
         return image.convert("RGB")
-    canvas = Image.new("RGBA", image.size, background)
-    canvas.alpha_composite(image.convert("RGBA"))
+    colours, canvas = image.convert("RGBA"), Image.new("RGBA", image.size, background)
+    colours.putalpha(alpha)
+    canvas.alpha_composite(colours)
     return canvas.convert("RGB")
 
 
@@ -306,11 +316,11 @@ def _cause(error: Exception) -> str:
     return " ".join((reason or str(error) or type(error).__name__).split())
 
 
-def _finding(path: Path, picture: Picture | None, problems: list[Problem]) -> Finding:
+def _finding(path: Path, picture: Picture | None, problems: list[Problem], names: Mapping[str, Path]) -> Finding:
     if picture is None:
         return Finding(path.name, None, tuple(problems))
-    caption, caption_problems = _caption(path.with_suffix(CAPTION))
-    mask, mask_problems = _mask(path.with_suffix(MASK), picture.size)
+    caption, caption_problems = _caption(_beside(names, path, CAPTION))
+    mask, mask_problems = _mask(_beside(names, path, MASK), picture.size)
     photo = Photo(picture.id, path, picture.size, caption, mask)
     return Finding(path.name, photo, (*problems, *caption_problems, *mask_problems))
 

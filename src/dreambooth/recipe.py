@@ -216,7 +216,9 @@ class Settings(BaseModel):
     ] = None
     compile: Annotated[
         bool,
-        _aside("Compile the denoiser's blocks: a minute at the start for faster steps on a GPU; no gain on a CPU."),
+        _aside(
+            "Compile the denoiser's blocks, a minute at the start. It may pay on a GPU (not measured), not on a CPU."
+        ),
     ] = False
     cuda_graphs: Annotated[
         bool, _aside("Launch the denoiser's passes as CUDA graphs: short steps are several times as fast on a GPU.")

@@ -188,8 +188,15 @@ def _recipe(
     if len(named) > 1:
         if noun or identifier:
             raise UserError("--class and --identifier are for one subject: write NAME=FOLDER:NOUN for each of several")
+        for text, subject in zip(photos or [], named, strict=True):
+            if "class_noun" not in subject:
+                raise UserError(f"'{text}' names no class: of several subjects each is written FOLDER:NOUN")
         return Recipe.of({**values, "subjects": named})
-    flags = {"class_noun": noun, "identifier": identifier, **(named[0] if named else {})}
+    flags, own = {"class_noun": noun, "identifier": identifier}, named[0] if named else {}
+    for flag, name in (("--class", "class_noun"), ("--identifier", "identifier")):
+        if flags[name] and own.get(name, flags[name]) != flags[name]:
+            raise UserError(f"{flag} {flags[name]} contradicts '{' '.join(photos or [])}': leave one out")
+    flags |= own
     given = {name: value for name, value in flags.items() if value is not None}
     if isinstance(subjects, list) and isinstance(subjects[0], dict):
         subjects = [{**subjects[0], **given}, *subjects[1:]]

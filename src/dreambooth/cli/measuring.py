@@ -68,7 +68,7 @@ def check(
     from dreambooth.photo_sheet import sheet as draw
 
     if sheet:
-        _require_sheet(sheet)
+        _require_sheet(sheet, photos)
     _require_checkable(resolution, model, class_noun, segmenter)
     side = resolution or _native(model)
     found = examine(photos, side, _segment(segmenter, class_noun) if segmenter and class_noun else None)
@@ -89,9 +89,11 @@ def check(
         _print_diagnosis(diagnosis)
 
 
-def _require_sheet(sheet: Path) -> None:
+def _require_sheet(sheet: Path, photos: Path) -> None:
     if sheet.is_dir():
-        raise UserError(f"--sheet {sheet} is a folder: give a file in it, such as {sheet / 'sheet.png'}")
+        raise UserError(f"--sheet {sheet} is a folder: give a file, such as sheet.png")
+    if sheet.resolve().parent == photos.resolve():
+        raise UserError(f"--sheet {sheet} lies among the photos, and would be taken for one: give another place")
     require_writable(sheet.parent, "choose another --sheet")
 
 

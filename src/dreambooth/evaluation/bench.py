@@ -115,6 +115,8 @@ def bench(
             are asked for are not there; nothing has been trained then.
     """
     plan, options, reporter = plan or Plan(), options or Options(), reporter or Silent()
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit {limit}: give at least 1")
     require_writable(out)
     nouns = classes(folder, limit)
     for noun in nouns.values():
