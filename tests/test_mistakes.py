@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dreambooth import mistakes, presets
+from dreambooth import contradictions, mistakes, optimizers, presets
 from dreambooth.errors import UserError
 from dreambooth.mistakes import Plan
 from dreambooth.models import Source, resolve
@@ -38,12 +38,18 @@ def plan(source: Source, pool: list[Photo] | None = None, name: str | None = Non
     return Plan(given, filled, source, 64, [photos() if pool is None else pool for _ in given.subjects])
 
 
-def test_a_plain_run_is_passed_without_a_word_and_so_is_its_own_recipe(source: Source) -> None:
-    for method in ("lora", "full", "textual-inversion"):
-        plain = plan(source, method=method)
-        assert mistakes.look(plain) == []
-        again = replace(plain, given=Recipe.of(plain.recipe.model_dump()))
-        assert mistakes.look(again) == []
+@pytest.mark.parametrize("optimizer", optimizers.KINDS)
+@pytest.mark.parametrize("method", ["lora", "full", "textual-inversion"])
+@pytest.mark.parametrize("name", [None, "sdxl", "flux"])
+def test_a_plain_run_is_passed_without_a_word_and_so_is_its_own_recipe(
+    name: str | None, method: str, optimizer: str, source: Source
+) -> None:
+    if (optimizer, method) in (("muon", "full"), ("muon", "textual-inversion")):
+        pytest.skip("muon trains matrices alone")
+    plain = plan(source, name=name, method=method, optimizer=optimizer)
+    again = replace(plain, given=Recipe.of(plain.recipe.model_dump()))
+    contradictions.refuse(again.given)
+    assert mistakes.look(plain) == mistakes.look(again) == []
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

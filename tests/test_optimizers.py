@@ -188,6 +188,7 @@ def test_a_schedule_free_optimiser_ships_its_average() -> None:
         ({"optimizer": "schedule-free", "schedule": "cosine"}, "takes the place of a schedule"),
         ({"optimizer": "schedule-free", "warmup": 10}, "takes the place of a schedule"),
         ({"optimizer": "schedule-free", "method": "pivotal"}, "pivotal does two: use another"),
+        ({"optimizer": "schedule-free", "beta1": 0.0}, "averages by --beta1, which is then more than 0"),
         ({"optimizer": "prodigy", "method": "pivotal"}, "pivotal does two: use another"),
     ],
 )

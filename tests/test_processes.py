@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from dreambooth import checkpoint, environment, prior
+from dreambooth import checkpoint, environment, optimization, prior
 from dreambooth.progress import Silent
 from tests import commands, debug_models
 from tests.commands import (
@@ -148,7 +148,10 @@ def test_however_the_images_are_spread(
         assert [name for name, norm in norms.items() if norm > 1e-2 * whole and errors[name] > 1e-4 * norm] == []
 
 
-@pytest.mark.parametrize(("model", "more"), [("qwen_image", ()), ("sdxl", ("--train-text-encoder",))])
+@pytest.mark.parametrize(
+    ("model", "more"),
+    [("qwen_image", ()), ("qwen_image", ("--l2-to-base", "1")), ("sdxl", ("--train-text-encoder",))],
+)
 def test_weights_that_no_prediction_reads_are_waited_for_by_nobody(
     model: str, more: tuple[str, ...], folder: Path, tmp_path: Path
 ) -> None:
@@ -285,3 +288,18 @@ def check_timeout() -> None:
     assert str(place.backend) == "gloo"
     group = torch.distributed.distributed_c10d._get_default_group()
     assert group._get_backend(torch.device("cpu")).options._timeout >= timedelta(days=1)
+
+
+@pytest.mark.parametrize(("seconds", "votes"), [(4.0, list(range(1, 13))), (0.05, [10])])
+def test_processes_ask_one_another_soon_enough_whether_to_stop(
+    seconds: float, votes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Losses are read every ten steps: where these take 4 s each, torchrun would have killed the run by then."""
+    asked: list[int] = []
+    accelerator = Mock(num_processes=2, device=torch.device("cpu"), reduce=lambda tensor, reduction: tensor)
+    deciding = optimization._Votes(Mock(accelerator=accelerator))
+    deciding.space(seconds)
+    for step in range(1, 13):
+        monkeypatch.setattr(optimization, "_any", lambda job, holds, step=step: asked.append(step) or holds)
+        assert not deciding.stop(False, step, reading=step % 10 == 0)
+    assert asked == votes

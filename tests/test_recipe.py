@@ -396,6 +396,7 @@ WRITTEN = "subjects:\n- {photos: x, class_noun: dog}\n"
         ("stepps: 3", "unknown setting 'stepps': did you mean 'steps'?"),
         ("1: 2", "unknown setting '1': `dreambooth train --help` lists them"),
         ("steps: yes", "--steps is no switch: give a value, not yes or no"),
+        ("subjects: yes", "--subjects is no switch: give a value, not yes or no"),
         ("precision: off", "--precision is no switch: give a value, not yes or no"),
         ("prior_count: 0", "--prior-count 0: input should be greater than or equal to 1"),
     ],

@@ -401,7 +401,7 @@ def test_wherever_a_save_dies_a_whole_state_is_there(tmp_path: Path) -> None:
 
 def test_wherever_the_first_description_of_a_run_dies_it_can_be_given_again(tmp_path: Path) -> None:
     recipe = Recipe.of({"subjects": [{"photos": "photos", "class_noun": "dog"}]})
-    info = {"identity": "1", "created": "now", "times": {}, "warnings": [], "finished": False}
+    info = {"identity": "1", "created": "now", "times": {}, "warnings": [], "finished": False, "steps": 4}
 
     def begin(run: Run) -> None:
         with run.lock():

@@ -22,6 +22,8 @@ from safetensors.torch import load_file
 
 from dreambooth import checkpoint, loop
 from dreambooth.errors import RunError
+from dreambooth.files import write_json
+from dreambooth.progress import Step
 from dreambooth.run import Run
 from tests.calls import Call, call, train
 from tests.commands import checkpoints_of, make_photos, steps_of, tensors_of
@@ -258,12 +260,12 @@ def test_the_step_whose_loss_is_not_finite_is_named(every: int, lab: Lab, tmp_pa
     assert Run(run).finished_steps is None
 
 
-def figures(loss: float, norm: float, scaler: object) -> list[float]:
+def figures(loss: float, norm: float, scaler: object) -> list[Step]:
     accelerator = SimpleNamespace(scaler=scaler, reduce=lambda tensor, reduction: tensor)
     state = SimpleNamespace(accelerator=accelerator, plan=SimpleNamespace(prior=[], prior_weight=1.0))
     good = loop.Pending(6, torch.tensor([1.0, 0.0]), torch.tensor(1.0), 1e-4, 2)
     bad = loop.Pending(7, torch.tensor([loss, 0.0]), torch.tensor(norm), 1e-4, 2)
-    return [step.loss for step in loop.read([good, bad], 0.0, cast("loop.Loop", state))]
+    return loop.read([good, bad], 0.0, cast("loop.Loop", state))
 
 
 @pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan), (1.0, math.inf)])
@@ -273,7 +275,22 @@ def test_neither_a_bad_loss_nor_a_bad_gradient_reaches_a_checkpoint(loss: float,
 
 
 def test_fp16_skips_steps_with_a_bad_gradient_by_itself() -> None:
-    assert figures(2.0, math.inf, scaler=object()) == [1.0, 2.0]
+    read = figures(2.0, math.inf, scaler=SimpleNamespace(get_scale=lambda: 32768.0))
+    assert [(step.loss, step.grad_norm) for step in read] == [(1.0, 1.0), (2.0, None)]  # as JSON has no infinity
+
+
+def test_fp16_that_takes_no_step_any_more_is_told() -> None:
+    with pytest.raises(RunError, match="fp16 overflows at step 7 however it is scaled: use --precision bf16 or fp32"):
+        figures(2.0, math.inf, scaler=SimpleNamespace(get_scale=lambda: 2.0**-11))
+
+
+def test_what_was_used_before_an_interruption_stays_told(lab: Lab, tmp_path: Path) -> None:
+    run = Run(Path(shutil.copytree(lab.straight, tmp_path / "run")))
+    info = {**run.info, "times": {"training": 3.0}, "peaks": {"training": 900.0}}
+    write_json(run.path / "run.json", info)
+    with run.lock():
+        run.begin(run.recipe, {**info, "times": {}, "peaks": {}}, {})
+    assert (run.info["times"], run.info["peaks"]) == ({"training": 3.0}, {"training": 900.0})
 
 
 def test_a_run_opens_and_tells_what_it_is(lab: Lab) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from dreambooth import adapters, generation, looks, optimization, select, targets
 from dreambooth.evaluation import encoders, metrics
+from dreambooth.job import Job
 from dreambooth.methods.pivotal import PIVOT
 from dreambooth.run import Run
 from dreambooth.select import Look, choose, is_over
@@ -230,11 +232,36 @@ def test_an_interruption_at_a_look_loses_nothing(
     whole = run_with(tiny_sd, tmp_path / "whole", photos, "--select")
     values = {"steps": 14, "inference_steps": 2, "learning_rate": 1e-3, "samples": 1}
     with monkeypatch.context() as patch:
-        patch.setattr(optimization, "_stop", lambda *given: next(steps) == stop)
+        patch.setattr(optimization._Votes, "stop", lambda *given: next(steps) == stop)
         assert calls.train(photos, tiny_sd, "--select", out=tmp_path / "two", **values).status == 130
+    if stop == 14:  # the earlier looks are there
+        other = calls.train(photos, tiny_sd, "--select", out=tmp_path / "two", **{**values, "guidance": 2.0})
+        assert f"{tmp_path / 'two'} was looked at with guidance " in other.err.splitlines()[-1]
+        assert other.err.splitlines()[-1].endswith(", not 2.0: give that again, and draw with another later")
+        assert other.status == 2
     resumed = run_with(tiny_sd, tmp_path / "two", photos, "--select")
     assert resumed.info["selection"]["looks"] == whole.info["selection"]["looks"]
     assert all(torch.equal(weight, weights(whole)[name]) for name, weight in weights(resumed).items())
+
+
+@pytest.mark.usefixtures("judged")
+def test_ctrl_c_in_the_last_look_stops_the_run(tiny_sd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos, look = make_photos(tmp_path / "photos"), optimization._look
+    values = {"steps": 2, "inference_steps": 2, "samples": 1, "out": tmp_path / "run"}
+
+    def interrupted(job: Job, trained: Any, step: int) -> bool:
+        if step == 2:
+            signal.raise_signal(signal.SIGINT)
+        return look(job, trained, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(optimization, "_look", interrupted)
+        stopped = calls.train(photos, tiny_sd, "--select", **values)
+    assert stopped.status == 130
+    assert "stopped after the last step; go on with: " in stopped.err
+    assert not Run(tmp_path / "run").info["finished"]
+    assert calls.train(photos, tiny_sd, "--select", **values).status == 0
+    assert Run(tmp_path / "run").finished_steps == 2
 
 
 def test_a_pivotal_run_is_looked_at_from_where_its_adapter_begins() -> None:

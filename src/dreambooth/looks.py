@@ -18,10 +18,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dreambooth import methods, placing, prompts, samples, select
+from dreambooth.errors import UserError
 from dreambooth.evaluation import dreambench, embeddings, encoders, metrics
 from dreambooth.evaluation.encoders import Encoder
 from dreambooth.evaluation.metrics import Rows
-from dreambooth.files import atomic
+from dreambooth.files import atomic, write_json
 from dreambooth.job import Job
 from dreambooth.methods.pivotal import PIVOT
 from dreambooth.models import CLIP_ENCODER, IDENTITY_ENCODER
@@ -108,7 +109,17 @@ class Watch:
         return select.is_over(self.looks, self.frozen, self.chance)
 
     def resume(self, step: int) -> None:
-        """Take up the looks of an interrupted run that has done `step` steps."""
+        """Take up the looks of an interrupted run that has done `step` steps.
+
+        Raises:
+            UserError: They were drawn with other settings, so that none could be compared with those to come.
+        """
+        drawn, own = self.folder / "sampling.json", self.sampling.document
+        there = json.loads(drawn.read_text(encoding="utf-8")) if drawn.is_file() else own
+        if there != own:
+            name = min(name for name in {*there, *own} if there.get(name) != own.get(name))
+            what = f"{self.folder.parent} was looked at with {name} {there.get(name)}, not {own.get(name)}"
+            raise UserError(f"{what}: give that again, and draw with another later")
         with suppress(FileNotFoundError):
             lines = (self.folder / "looks.jsonl").read_text(encoding="utf-8").splitlines()
             self.looks = [look for look in map(Look.of, map(json.loads, lines)) if look.step <= step]
@@ -118,6 +129,7 @@ class Watch:
         made = self._score(images, step)
         self.looks = [look for look in self.looks if look.step < step] + [made]
         self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / "sampling.json", self.sampling.document)
         with atomic(self._file(step)) as temporary:
             save_file({name: weight.detach().cpu().contiguous() for name, weight in weights.items()}, temporary)
         self._forget()

@@ -27,6 +27,9 @@ from dreambooth.precision import inputs_as_they_are, send
 from dreambooth.progress import Step
 from dreambooth.recipe import Recipe
 
+LEAST_SCALE = 2.0**-10
+"""fp16's scaler begins at 2^16 and halves with every step it leaves out: below this none has been taken for long."""
+
 
 class Trainee(nn.Module):
     """All that is trained, as one module, so that one wrapper synchronises the gradients of all of it.
@@ -217,20 +220,24 @@ def read(pending: Sequence[Pending], began: float, loop: Loop) -> list[Step]:
     Their time is known then: until their figures are there, the device may be behind the host.
 
     Raises:
-        RunError: A loss is not finite; the message names its step.
+        RunError: A loss is not finite, or no step is taken any more; the message names the step.
     """
     figures = torch.stack([torch.cat([p.parts_2, p.grad_norm.reshape(1).to(p.parts_2)]) for p in pending])
+    scaler = loop.accelerator.scaler
+    if scaler is not None and scaler.get_scale() < LEAST_SCALE:
+        raise RunError(f"fp16 overflows at step {pending[-1].step} however it is scaled: use --precision bf16 or fp32")
     parts = loop.accelerator.reduce(figures[:, :2].contiguous(), reduction="sum").tolist()
     norms = figures[:, 2].tolist()
     seconds = (time.perf_counter() - began) / len(pending)
     done = []
     for entry, (subject, prior), norm in zip(pending, parts, norms, strict=True):
         # a gradient that is not finite has spoilt the weights, unless fp16's scaler has skipped the step
-        spoilt = loop.accelerator.scaler is None and not math.isfinite(norm)
+        spoilt = scaler is None and not math.isfinite(norm)
         if spoilt or not math.isfinite(subject + prior):
             advice = "lower --learning-rate, or use --precision fp32"
             raise RunError(f"the loss is not finite at step {entry.step}: {advice}")
         shown = prior / loop.plan.prior_weight if loop.plan.prior else None
-        figures_of = (subject + prior, subject, shown, entry.lr, norm, seconds, entry.images / seconds)
+        told = norm if math.isfinite(norm) else None
+        figures_of = (subject + prior, subject, shown, entry.lr, told, seconds, entry.images / seconds)
         done.append(Step(entry.step, *figures_of))
     return done

@@ -107,6 +107,7 @@ def rates(plan: Plan) -> Found:
         what = "is a LoRA's and would burn a whole model" if recipe.method == "full" else "would burn the LoRA"
         yield Objection(f"--learning-rate {rate:g} {what}: leave it out for {preset:g}", "learning-rate")
     derived = {None, values.get("text_encoder_learning_rate", recipe.learning_rate)}
+    derived |= set() if usual is None else {recipe.learning_rate}  # one rate for all weights
     if plan.given.text_encoder_learning_rate not in derived and not (recipe.train_text_encoder or recipe.learns_token):
         yield Objection("--text-encoder-learning-rate does nothing without --train-text-encoder: add that or leave it")
     elif recipe.train_text_encoder and (recipe.text_encoder_learning_rate or 0) > rate:

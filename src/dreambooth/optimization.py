@@ -44,6 +44,9 @@ from dreambooth.precision import as_they_are
 from dreambooth.progress import Step
 from dreambooth.recipe import Recipe
 
+VOTE_SECONDS = 5.0
+"""Several processes ask one another so often at least whether to stop: torchrun kills them 30 s after its signal."""
+
 
 def optimise(job: Job, class_images: Sequence[Sequence[Photo]], watch: Watch | None = None) -> None:
     """Train, from the last checkpoint where there is one.
@@ -250,12 +253,13 @@ def _run_loop(job: Job, state: loop.Loop, trained: _Trained) -> None:
     pending: list[loop.Pending] = []
     began = time.perf_counter()
     behind = job.accelerator.device.type != "cpu"
+    votes = _Votes(job)
     with checkpoint.Writer(run.checkpoints, recipe.keep, behind) as writer, interruption.noted() as asked:
         for entry in [] if is_over else loop.steps(state, start):
             pending.append(entry)
             _take_in(job, trained, entry.step)
             looking, due, reading = _duties(recipe, entry.step)
-            stop = _stop(job, asked, reading)
+            stop = votes.stop(bool(asked), entry.step, reading)
             if stop or reading:
                 _record(job, loop.read(pending, began, state))
             is_over = looking and not stop and _look(job, trained, entry.step)
@@ -264,9 +268,12 @@ def _run_loop(job: Job, state: loop.Loop, trained: _Trained) -> None:
             if stop:
                 raise KeyboardInterrupt(f"stopped after step {entry.step}")
             if reading:
+                votes.space((time.perf_counter() - began) / len(pending))
                 pending, began = [], time.perf_counter()
             if is_over:
                 break
+        if _any(job, bool(asked)):  # in the last look, or while the last state was written
+            raise KeyboardInterrupt("stopped after the last step")
     if recipe.select:
         _settle(job, trained)
     else:
@@ -353,11 +360,29 @@ def _record(job: Job, read: Sequence[Step]) -> None:
         job.reporter.step(step)
 
 
-def _stop(job: Job, asked: list[bool], reading: bool) -> bool:
-    """Whether to stop now. Several processes agree on it where they meet anyway: when losses are read."""
-    if job.accelerator.num_processes == 1:
-        return bool(asked)
-    return reading and _any(job, bool(asked))
+@dataclass
+class _Votes:
+    """When to stop: of several processes all after the same step, soon enough for what launched them.
+
+    Attributes:
+        job: The job.
+        every: Steps between votes. They are also taken where the processes meet anyway: when losses are read.
+    """
+
+    job: Job
+    every: int = 1
+
+    def stop(self, asked: bool, step: int, reading: bool) -> bool:
+        """Whether to stop after this step."""
+        if self.job.accelerator.num_processes == 1:
+            return asked
+        return (reading or step % self.every == 0) and _any(self.job, asked)
+
+    def space(self, seconds: float) -> None:
+        """Space votes by how long a step takes, in the mean of the processes, which all know the same one."""
+        if self.job.accelerator.num_processes > 1:
+            own = torch.tensor(seconds, device=self.job.accelerator.device)
+            self.every = max(1, int(VOTE_SECONDS / self.job.accelerator.reduce(own, reduction="mean").item()))
 
 
 def _any(job: Job, holds: bool) -> bool:

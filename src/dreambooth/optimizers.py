@@ -98,6 +98,8 @@ def require(recipe: Recipe) -> None:
         raise UserError(f"--optimizer {name} adapts to the course of one training, and pivotal does two: use another")
     if name == "schedule-free" and (recipe.schedule != "constant" or recipe.warmup):
         raise UserError("--optimizer schedule-free takes the place of a schedule: leave out --schedule and --warmup")
+    if name == "schedule-free" and not recipe.beta1:
+        raise UserError("--optimizer schedule-free averages by --beta1, which is then more than 0: leave it out")
 
 
 def build(groups: Sequence[Group], recipe: Recipe) -> torch.optim.Optimizer:

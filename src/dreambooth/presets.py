@@ -333,7 +333,8 @@ def _of_optimizer(recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
     kind = optimizers.KINDS[recipe.optimizer]
     if kind.rate is not None:
         yield "learning_rate", kind.rate, kind.source
-        yield "text_encoder_learning_rate", recipe.learning_rate or kind.rate, kind.source
+        if recipe.method != "textual-inversion":
+            yield "text_encoder_learning_rate", recipe.learning_rate or kind.rate, kind.source
     if recipe.optimizer == "muon":
         yield "targets", "attention", "muon trains matrices alone"
 

@@ -33,7 +33,7 @@ class Step:
         subject: The part of it that comes from photos.
         prior: The part that keeps the class, before lambda; None without one.
         lr: Learning rate of the denoiser.
-        grad_norm: Norm of the gradient before clipping.
+        grad_norm: Norm of the gradient before clipping; None where it was not finite, so that fp16 took no step.
         seconds: Duration; on an accelerator the mean since the last reading.
         images_per_second: Images of the step over its duration.
     """
@@ -43,7 +43,7 @@ class Step:
     subject: float
     prior: float | None
     lr: float
-    grad_norm: float
+    grad_norm: float | None
     seconds: float
     images_per_second: float
 

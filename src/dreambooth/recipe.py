@@ -319,10 +319,7 @@ class Settings(BaseModel):
     @classmethod
     def _is_no_switch(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse `steps: yes` of a YAML file, which would count as 1."""
-        if isinstance(value, bool) and Settings.model_fields[str(info.field_name)].annotation not in (
-            bool,
-            bool | None,
-        ):
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation not in (bool, bool | None):
             raise ValueError(f"--{str(info.field_name).replace('_', '-')} is no switch: give a value, not yes or no")
         return value
 

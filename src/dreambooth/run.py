@@ -159,7 +159,7 @@ class Run:
         if self.exists:
             before = self.info
             since = [text for text in before["warnings"] if text not in before.get("foreseen", [])]
-            info = {**info, "created": before["created"], "times": before["times"]}
+            info |= {"created": before["created"], "times": before["times"], "peaks": before.get("peaks", {})}
             info["warnings"] = [*info["warnings"], *(text for text in since if text not in info["warnings"])]
         self.path.mkdir(parents=True, exist_ok=True)
         sweep(self.path)

@@ -124,8 +124,9 @@ def _begin(plans: Plans, out: Path | None, reporter: Reporter) -> Job:
     """Load the model and settle what depends on its tokenizers."""
     recipe = plans.recipe
     AcceleratorState._reset_state()  # the precision of an earlier run in this process would stick
-    # Some models leave out what their last text layers make, whose weights then have no gradient to average.
-    spread = DistributedDataParallelKwargs(find_unused_parameters=True)
+    # Some models leave out what their last text layers make, whose weights then have no gradient to average, unless
+    # the distance to their start gives them one, which is no part of the forward pass.
+    spread = DistributedDataParallelKwargs(find_unused_parameters=recipe.l2_to_base is None)
     precision = "no" if recipe.precision == "fp32" else recipe.precision
     accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[spread])
     family = families.get(plans.source.family)

@@ -211,8 +211,8 @@ def _photos(run: Run, recipe: Recipe, index: int) -> tuple[list[Photo], int]:
     """
     folder, side = recipe.subjects[index].photos, recipe.resolution
     assert side is not None, "presets.fill leaves it open for no run"
-    trained = [entry["id"] for entry in run.info["photos"] if entry["subject"] == index]
+    trained = [entry["id"] for entry in run.info["photos"] if entry.get("subject", 0) == index]
     found = {photo.id: photo for photo in photos.usable(photos.read(folder, side))} if folder.is_dir() else {}
     if set(found) != set(trained):
         raise UserError(f"{folder} no longer holds the photos that {run.path} was trained on: put them back")
-    return [found[each] for each in trained], sum(entry["subject"] < index for entry in run.info["photos"])
+    return [found[each] for each in trained], sum(entry.get("subject", 0) < index for entry in run.info["photos"])
