@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from dataclasses import replace
@@ -13,11 +14,12 @@ import pytest
 from PIL import Image
 
 from dreambooth.errors import UserError
-from dreambooth.evaluation import embeddings, encoders
+from dreambooth.evaluation import embeddings, encoders, runs
 from dreambooth.evaluation.comparison import compare
 from dreambooth.evaluation.material import Plan, gather
 from dreambooth.evaluation.metrics import Options
-from dreambooth.evaluation.runs import evaluate
+from dreambooth.evaluation.runs import evaluate, evaluate_all
+from dreambooth.paths import endings
 from dreambooth.run import Run
 from tests import calls
 from tests.commands import make_photos
@@ -382,3 +384,35 @@ def test_comparing_needs_the_same_encoders(run: Path, prompts: str) -> None:
     other.document["encoders"] = {"dino": "another"}
     with pytest.raises(Exception, match="scored by different encoders"):
         compare([found, other])
+
+
+def test_encoders_that_differ_are_found_before_anything_is_drawn(
+    run: Path, prompts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    monkeypatch.setattr(runs, "encoder_names", lambda opened, *asked: ("toybox-identity", opened.path.name))
+    with pytest.raises(UserError, match=f"{run} and {other} are scored by different encoders: name one for both"):
+        evaluate_all([run, other], plan(prompts), **ENCODERS)
+    assert not (run / "evaluation").exists()
+
+
+def test_runs_of_one_name_are_told_apart(run: Path, prompts: str, tmp_path: Path) -> None:
+    folders = [Path(shutil.copytree(run, tmp_path / home / "dog")) for home in ("one", "two")]
+    compared = compare(evaluate_all(folders, plan(prompts), **ENCODERS))
+    assert [each["name"] for each in compared["runs"]] == ["one/dog", "two/dog"]
+    assert {(pair["a"], pair["b"]) for pair in compared["pairs"]} == {("one/dog", "two/dog")}
+    assert endings([tmp_path / "a", tmp_path / "b"]) == ["a", "b"]
+    assert endings([run, run]) == ["run", "run"]
+
+
+@pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="the system has no /dev/fd")
+def test_prompts_may_come_through_a_pipe(run: Path) -> None:
+    """As `--prompts <(...)` gives them: they can be read once."""
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as file:
+        file.write(PROMPTS)
+    flags = ["--count", 1, "--class-count", 1, *(f"--{name.replace('_', '-')}={of}" for name, of in ENCODERS.items())]
+    done = calls.call("evaluate", run, "--prompts", f"/dev/fd/{reader}", *flags)
+    os.close(reader)
+    assert done.status == 0, done.err
+    assert len(json.loads((run / "evaluation" / "evaluation.json").read_text())["prompts"]) == 3
