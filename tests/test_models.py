@@ -183,6 +183,12 @@ def test_pickled_weights_in_a_folder(model, part, label):
     )
 
 
+def test_weights_of_fewer_bits_alone(model):
+    weights = next((model / "unet").glob("*.safetensors"))
+    half = weights.rename(weights.with_suffix(".fp16.safetensors"))
+    assert refusal(model) == f"the U-Net of {model} is only there as {half.name}: save it in whole, without a variant"
+
+
 def test_a_unet_without_weights(model):
     next((model / "unet").glob("*.safetensors")).unlink()
     assert refusal(model) == f"the U-Net of {model} has no weights: no .safetensors file in its folder unet"

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -258,8 +259,11 @@ def _check_weights(shown: str, folder: Path, part: str) -> None:
     label = "U-Net" if part == "unet" else part.replace("_", " ")
     if not (folder / part).is_dir():
         raise UserError(f"{shown} has no {label}: the folder {part} is missing; get the whole model again")
-    if any((folder / part).glob("*.safetensors")):
+    files = [file.name for file in (folder / part).glob("*.safetensors")]
+    if any(not any(fnmatch(name, pattern) for pattern in [*FEWER_BITS, *DOUBLES]) for name in files):
         return
+    if files:
+        raise UserError(f"the {label} of {shown} is only there as {files[0]}: save it in whole, without a variant")
     if any(file.suffix in PICKLES for file in (folder / part).iterdir()):
         raise UserError(f"the {label} of {shown} is only there as a pickle: {PICKLE_REFUSAL}; {CONVERT}")
     raise UserError(f"the {label} of {shown} has no weights: no .safetensors file in its folder {part}")
@@ -350,7 +354,9 @@ def native_resolution(source: Source) -> int:
     if source.card:
         return source.card.resolution
     if source.path.is_file():
-        return 512
+        from dreambooth.families import sd  # which imports diffusers
+
+        return sd.resolution_of_file(source.path)
     (denoiser,) = (name for name in DENOISERS if (source.path / name).is_dir())
     config = json.loads((source.path / denoiser / "config.json").read_text(encoding="utf-8"))
     if not (source.path / "vae").is_dir():

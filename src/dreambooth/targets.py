@@ -68,6 +68,7 @@ def find(name: str | Path, adapters: Sequence[str] = ()) -> Target:
         source = _base(str(name))
         for other, _ in given:
             _require_lora_file(other)
+            _require_family(other, source)
         return Target(str(name), source, None, None, given, _defaults(source), files)
     _require_finished(run)
     recipe = run.recipe
@@ -86,6 +87,7 @@ def find(name: str | Path, adapters: Sequence[str] = ()) -> Target:
     )
     for other, _ in extras:
         _require_lora_file(other)
+        _require_family(other, source)
     guidance = run.info.get("selection", {}).get("guidance", recipe.guidance)
     own = {"sampler": recipe.sampler, "steps": recipe.inference_steps, "guidance": guidance}
     defaults = override(_defaults(source), size=recipe.resolution, consistency=recipe.consistency, **own)
@@ -136,6 +138,13 @@ def _add(pipe: DiffusionPipeline, run: Run, name: str) -> None:
     except RuntimeError as error:  # weights of other shapes
         base = run.info["model"]["name"]
         raise UserError(f"{run.path} does not fit this model: it was trained on {base}, add it to that") from error
+
+
+def _require_family(run: Run, source: Source) -> None:
+    """Refuse an adapter of another family: diffusers would leave out what has no place, and load the rest."""
+    base = run.info["model"]
+    mend = f"{run.path} does not fit this model: it was trained on {base['name']}, add it to that"
+    require(base["family"] == source.family, mend)
 
 
 def _is_same(run: Run, other: Run) -> bool:

@@ -39,8 +39,8 @@ def settings(tiny_sd: Path) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def _judges_of_the_toybox(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dreambooth.evaluation.runs.IDENTITY_ENCODER", "toybox-identity")
-    monkeypatch.setattr("dreambooth.evaluation.runs.CLIP_ENCODER", "toybox-clip")
+    monkeypatch.setattr("dreambooth.evaluation.judges.IDENTITY_ENCODER", "toybox-identity")
+    monkeypatch.setattr("dreambooth.evaluation.judges.CLIP_ENCODER", "toybox-clip")
 
 
 @pytest.fixture(scope="module")

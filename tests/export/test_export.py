@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -34,12 +35,13 @@ RUNS: dict[str, tuple[str, dict[str, object]]] = {
     "token": ("sd", {**WHOLE, "method": "textual-inversion", "text_encoder_learning_rate": None, **TOKEN}),
     "xl": ("sdxl", WIDE),
     "toybox": ("toybox", WIDE),
-    "flux": ("flux", {"alpha": 3.0}),
+    "flux": ("flux", {"alpha": 3.0, "train_text_encoder": True}),
     "pivotal": ("sd", {"method": "pivotal", "text_encoder_learning_rate": 1e-3, **TOKEN}),
     "xl token": ("sdxl", {**WHOLE, "method": "textual-inversion", "text_encoder_learning_rate": None, **TOKEN}),
     "dora": ("sd", {"adapter": "dora"}),
     "lokr": ("sd", {"adapter": "lokr", "train_text_encoder": True}),
     "oft": ("sd", {"adapter": "oft"}),
+    "pivotal lokr": ("sd", {"method": "pivotal", "adapter": "lokr", "text_encoder_learning_rate": 1e-3, **TOKEN}),
     "t-lora": ("sd", {"rank": 8, "alpha": 8.0, "min_rank": 2}),
 }
 LORAS = ("attention", "wide", "xl", "toybox")
@@ -102,7 +104,7 @@ def test_diffusers_reads_its_own_format(name: str, world: World, tmp_path: Path)
     world.check(name, pipe)
 
 
-@pytest.mark.parametrize("name", [name for name in RUNS if name != "toybox"])
+@pytest.mark.parametrize("name", RUNS)
 def test_the_code_of_its_card_loads_what_it_holds(name: str, world: World, tmp_path: Path) -> None:
     run = world.runs[name]
     for format in [format for format in FORMATS if holds(run, format)] if name == "attention" else ["diffusers"]:
@@ -125,10 +127,19 @@ def holds(run: Run, format: str) -> bool:
 
 
 @pytest.mark.parametrize("format", [name for name in FORMATS if name != "diffusers"])
-@pytest.mark.parametrize("name", ["t-lora", "lokr", "oft", "pivotal"])
+@pytest.mark.parametrize("name", ["t-lora", "lokr", "oft", "pivotal", "pivotal lokr"])
 def test_what_would_draw_another_picture_is_refused(name: str, format: str, world: World) -> None:
     with pytest.raises(UserError, match=f"--format {format} cannot hold .*: choose diffusers$"):
         export(world.runs[name].path, format)
+
+
+def test_a_run_of_another_family_is_no_adapter_for_a_model(world: World) -> None:
+    """Of FLUX's LoRA Stable Diffusion would take the text encoder's half alone."""
+    flux = world.runs["flux"].path
+    said = f"{flux} does not fit this model: it was trained on {world.models['flux']}, add it to that"
+    for target in (world.runs["attention"].path, world.models["sd"]):
+        with pytest.raises(UserError, match=re.escape(said)):
+            targets.find(target, [str(flux)])
 
 
 @pytest.mark.parametrize("name", LORAS)

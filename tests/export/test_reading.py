@@ -34,7 +34,7 @@ STYLES: dict[str, tuple[str, Callable[[str], bool], str, str]] = {
 @pytest.fixture(scope="module")
 def pipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, DiffusionPipeline]:
     home = tmp_path_factory.mktemp("models")
-    return {name: load_base(str(debug_models.build(name, home / name))) for name in ("sd", "sdxl", "flux")}
+    return {name: load_base(str(debug_models.build(name, home / name))) for name in ("sd", "sdxl", "flux", "deepfloyd")}
 
 
 def weight_of(pipe: DiffusionPipeline, component: str, name: str) -> Tensor | None:
@@ -107,7 +107,7 @@ def test_our_own_adapters_are_read_as_they_are(tmp_path: Path, pipes: dict[str, 
         assert all(torch.equal(ours[key], read[key]) for key in ours)
 
 
-@pytest.mark.parametrize("kind", ["sd", "sdxl", "flux"])
+@pytest.mark.parametrize("kind", ["sd", "sdxl", "flux", "deepfloyd"])
 def test_no_name_stands_for_two_layers(kind: str, pipes: dict[str, DiffusionPipeline]) -> None:
     owners: dict[str, set[str]] = {}
     for path in names.layers(pipes[kind]):
@@ -160,6 +160,40 @@ def test_a_lora_of_another_kind_of_model_is_refused(pipes: dict[str, DiffusionPi
     save_file(random_lora(pipes["sdxl"], "kohya, both encoders"), file)
     with pytest.raises(UserError, match="fit a StableDiffusionPipeline, not lora_te2_text_model"):
         reading.read(file, pipes["sd"])
+
+
+def of_flux(pipe: DiffusionPipeline) -> dict[str, Tensor]:
+    """A LoRA of rank 2 on every attention of a FLUX, with diffusers' names and an alpha of 1."""
+    torch.manual_seed(4)
+    tensors = {}
+    for path, layer in names.layers(pipe).items():
+        if path.startswith("transformer.") and ".attn.to_q" in path:
+            down_RI, up_OR = torch.randn(2, layer.weight.shape[1]), torch.randn(layer.weight.shape[0], 2)
+            tensors |= {f"{path}.lora_A.weight": down_RI, f"{path}.lora_B.weight": up_OR}
+            tensors[f"{path}.alpha"] = torch.tensor(1.0)
+    assert tensors
+    return tensors
+
+
+def test_the_alpha_of_a_transformers_lora_counts(pipes: dict[str, DiffusionPipeline], tmp_path: Path) -> None:
+    file, tensors = tmp_path / "theirs.safetensors", of_flux(pipes["flux"])
+    save_file(tensors, file)
+    read = reading.read(file, pipes["flux"])
+    assert set(read) == {key for key in tensors if not key.endswith("alpha")}
+    assert all(torch.equal(tensor, tensors[key] / (2 if "lora_B" in key else 1)) for key, tensor in read.items())
+
+
+def test_what_diffusers_would_drop_of_a_transformers_lora_is_refused(
+    pipes: dict[str, DiffusionPipeline], tmp_path: Path
+) -> None:
+    file, tensors = tmp_path / "theirs.safetensors", of_flux(pipes["flux"])
+    stem = next(iter(tensors)).removesuffix(".lora_A.weight")
+    save_file({**tensors, f"{stem}.dora_scale": torch.ones(4, 1)}, file)
+    with pytest.raises(UserError, match="it is a DoRA file, and only LoRA files are read"):
+        reading.read(file, pipes["flux"])
+    save_file(random_lora(pipes["sd"], "kohya"), file)
+    with pytest.raises(UserError, match=r"^0 of \d+ tensors .* fit a FluxPipeline, not lora_.*: give the base model"):
+        reading.read(file, pipes["flux"])
 
 
 def test_a_file_without_a_lora_is_refused(pipes: dict[str, DiffusionPipeline], tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from dreambooth.errors import UserError
 from dreambooth.families import sd
-from dreambooth.models import SD_CROSS_ATTENTION, Source, resolve
+from dreambooth.models import SD_CROSS_ATTENTION, Source, native_resolution, resolve
 from tests.families.ldm import to_ldm
 
 PROMPTS = ["a photo of a dog", "", "a sks dog, in the snow"]
@@ -195,16 +195,18 @@ def header_of(tmp_path, width, metadata=None):
 
 
 @pytest.mark.parametrize(
-    ("width", "metadata", "name", "pad"),
+    ("width", "metadata", "name", "pad", "side"),
     [
-        (768, None, "sd1", "<|endoftext|>"),
-        (1024, None, "sd2-v", "!"),
-        (1024, {"modelspec.prediction_type": "epsilon"}, "sd2", "!"),
-        (1024, {"modelspec.prediction_type": "v"}, "sd2-v", "!"),
+        (768, None, "sd1", "<|endoftext|>", 512),
+        (1024, None, "sd2-v", "!", 768),
+        (1024, {"modelspec.prediction_type": "epsilon"}, "sd2", "!", 512),
+        (1024, {"modelspec.prediction_type": "v"}, "sd2-v", "!", 768),
     ],
 )
-def test_the_configuration_that_fits_a_file(tmp_path, caplog, width, metadata, name, pad):
-    assert sd._config_of_file(header_of(tmp_path, width, metadata)) == (CONFIGS / name, pad)
+def test_the_configuration_that_fits_a_file(tmp_path, caplog, width, metadata, name, pad, side):
+    file = header_of(tmp_path, width, metadata)
+    assert native_resolution(Source("x", "sd", file, "x", None)) == side
+    assert sd._config_of_file(file) == (CONFIGS / name, pad)
     guessed = width == 1024 and metadata is None
     assert [record.message.startswith("model.safetensors does not say") for record in caplog.records] == [
         True

@@ -65,7 +65,7 @@ class Shipment:
             return methods.get("full").load(family, self.source, recipe, self.run.adapter)
         pipe = family.load(self.source, torch.float32)
         pipe.load_lora_weights(self.run.adapter)
-        pipe.fuse_lora()
+        pipe.fuse_lora(components=list(pipe.get_list_adapters()))  # by itself it leaves FLUX's text encoder out
         pipe.unload_lora_weights()
         return pipe.to(storage_dtype(recipe))
 
@@ -152,11 +152,12 @@ def _check_folder(folder: Path) -> None:
 
 def _as_trained(shipment: Shipment, folder: Path) -> None:
     """Write what the run ships, as stock diffusers loads it; adapters describe themselves."""
-    if shipment.method == "full" or not any(shipment.run.adapter.glob("*.safetensors")):
-        shutil.copytree(shipment.run.adapter, folder, dirs_exist_ok=True)
+    shutil.copytree(shipment.run.adapter, folder, dirs_exist_ok=True)
+    own = sorted(shipment.run.adapter.glob("*.safetensors"))
+    if shipment.method == "full" or not own:
         return
     described = shipment.describe(shipment.base(), shipment.method)
-    for file in sorted(shipment.run.adapter.glob("*.safetensors")):
+    for file in own:
         tensors = load_file(file)
         _, there = safetensors_header(file)
         _save(tensors, folder / file.name, {**there, **described})

@@ -61,9 +61,10 @@ def _front_matter(run: Run, source: Source, format: str, shown: list[tuple[str, 
     is_adapter = format in ("diffusers", "kohya", "comfyui") and bool(adapter)
     tags = ["text-to-image", "diffusers", "dreambooth", *(adapter if is_adapter else [])]
     hub_id = re.fullmatch(r"([\w.-]+/[\w.-]+)@\w+", source.identity)
-    relation = {"base_model_relation": "adapter" if is_adapter else "finetune"} if hub_id else {}
+    kind = "adapter" if is_adapter else "finetune"
+    # the hub knows its own models alone, and where others lie is nobody's business
+    relation = {"base_model": hub_id[1], "base_model_relation": kind} if hub_id else {}
     return ModelCardData(
-        base_model=hub_id[1] if hub_id else source.name,
         **relation,
         library_name="diffusers",
         pipeline_tag="text-to-image",
@@ -117,6 +118,7 @@ def _use(run: Run, source: Source, format: str, folder: Path) -> str:
     loads = _loads(run, source, format, folder)
     imports = ["from diffusers import " + ("Stable" if format == "single-file" else "") + "DiffusionPipeline"]
     imports += ["from peft import PeftModel"] if any("PeftModel" in line for line in loads) else []
+    imports += ["from dreambooth.toybox import BASE"] if any("BASE)" in line for line in loads) else []
     code = "\n".join([*imports, "", *loads, f'image = pipe("{trigger(run)}").images[0]'])
     text = f"## Use\n\n```python\n{code}\n```"
     if format == "diffusers" and run.recipe.min_rank:
@@ -133,16 +135,18 @@ def _use(run: Run, source: Source, format: str, folder: Path) -> str:
 def _loads(run: Run, source: Source, format: str, folder: Path) -> list[str]:
     """Return the lines that load what lies in the folder."""
     on_hub = "@" in source.identity
-    base = source.identity.partition("@")[0] if on_hub else source.name
+    base = f'"{source.identity.partition("@")[0] if on_hub else source.name}"'
+    if source.card and not on_hub:
+        base = "BASE"  # it comes with the package
     if format == "single-file":
         (file,) = folder.glob("*.safetensors")
-        config = "" if on_hub else f', config="{base}"'
+        config = "" if on_hub else f", config={base}"
         return [f'pipe = StableDiffusionPipeline.from_single_file("{WHERE}/{file.name}"{config})']
     if format == "merged" or run.recipe.method == "full":
         return [f'pipe = DiffusionPipeline.from_pretrained("{WHERE}")']
     parts = sorted(path.parent.name for path in folder.glob("*/adapter_config.json"))
     return [
-        f'pipe = DiffusionPipeline.from_pretrained("{base}")',
+        f"pipe = DiffusionPipeline.from_pretrained({base})",
         *(f'PeftModel.from_pretrained(pipe.{part}, "{WHERE}/{part}")' for part in parts),
         *(line for file in sorted(folder.glob("*.safetensors")) for line in _load_file(file, source.family != "sd")),
     ]

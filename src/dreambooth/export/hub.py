@@ -48,6 +48,9 @@ def push_to_hub(folder: Path, repository: str, private: bool = True) -> str:
         api.upload_folder(folder_path=folder, repo_id=url.repo_id, commit_message="Export of a dreambooth run")
     except errors.HfHubHTTPError as error:
         raise _refused(repository, error.response.status_code if error.response is not None else 0) from error
+    except ValueError as error:  # of its card
+        told = " ".join(str(error).split())
+        raise RunError(f"the hub refuses {folder}/README.md ({told}): mend it, and upload the folder") from error
     except (OSError, errors.HTTPError) as error:
         raise RunError(f"the hub cannot be reached ({error}): {folder} is whole, upload it later") from error
     return str(url)

@@ -27,6 +27,9 @@ UNET_ENDS = {
 }
 """Modules outside the U-Net's blocks: diffusers' name -> the original's."""
 
+UNET_BLOCK = re.compile(r"(down|mid|up)_blocks?\.(?:(\d+)\.)?(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
+"""Names of modules in the U-Net's blocks."""
+
 RESNET_PARTS = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -88,13 +91,14 @@ def known(path: str, pipe: DiffusionPipeline) -> Iterator[str]:
     component, name = path.split(".", 1)
     yield path
     yield _old_diffusers(path)
-    prefixes = PREFIXES.get(families.PIPELINES[type(pipe).__name__], {}).get(component, ())
-    yield from (_flat(prefix, name) for prefix in prefixes)
+    prefixes = PREFIXES.get(families.PIPELINES[type(pipe).__name__], {})
+    yield from (_flat(prefix, name) for prefix in prefixes.get(component, ()))
     if component == "unet":
         yield name
         yield _old_diffusers(name)
-        yield _flat("lora_unet", original(name, pipe.unet.config))
-        yield f"diffusion_model.{original(name, pipe.unet.config)}"
+        if prefixes and (name in UNET_ENDS or UNET_BLOCK.fullmatch(name)):  # a latent-diffusion U-Net's
+            yield _flat("lora_unet", original(name, pipe.unet.config))
+            yield f"diffusion_model.{original(name, pipe.unet.config)}"
 
 
 def original(name: str, config: Mapping[str, Any]) -> str:
@@ -106,9 +110,7 @@ def original(name: str, config: Mapping[str, Any]) -> str:
     """
     if name in UNET_ENDS:
         return UNET_ENDS[name]
-    match = re.fullmatch(
-        r"(down|mid|up)_blocks?\.(?:(\d+)\.)?(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)", name
-    )
+    match = UNET_BLOCK.fullmatch(name)
     assert match, f"{name} is no module of a latent-diffusion U-Net"
     way, block, kind, index, rest = match[1], int(match[2] or 0), match[3], int(match[4]), match[5]
     if kind == "resnets":

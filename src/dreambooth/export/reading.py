@@ -6,6 +6,7 @@ is there and does little or nothing. Here such a file is refused.
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import torch
@@ -70,7 +71,7 @@ def read(file: Path, pipe: DiffusionPipeline) -> dict[str, Tensor]:
     safetensors_header(file)
     tensors = load_file(file)
     if not hasattr(pipe, "unet"):
-        tensors = _by_stock(pipe, tensors)
+        tensors = _by_stock(file, pipe, tensors)
     layers = names.layers(pipe)
     paths = {name: path for path in layers for name in names.known(path, pipe)}
     found: dict[str, dict[str, tuple[str, Tensor]]] = {}
@@ -92,11 +93,23 @@ def read(file: Path, pipe: DiffusionPipeline) -> dict[str, Tensor]:
     return fitted
 
 
-def _by_stock(pipe: DiffusionPipeline, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Let diffusers translate the names of a transformer's LoRA: other programs split and join its layers."""
-    translated = type(pipe).lora_state_dict(dict(tensors))
-    state: dict[str, Tensor] = translated[0] if isinstance(translated, tuple) else translated
-    return state
+def _by_stock(file: Path, pipe: DiffusionPipeline, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Let diffusers translate the names of a transformer's LoRA: other programs split and join its layers.
+
+    What it would drop on the way without a word is looked for before, and alphas that it sets apart are put back.
+    """
+    pipeline, translate = type(pipe).__name__, type(pipe).lora_state_dict
+    dropped = [key for key in tensors if any(sign in key for sign in OTHERS)]
+    if dropped:
+        _require_all(file, pipeline, list(tensors), dropped)
+    apart = {"return_alphas": True} if "return_alphas" in inspect.signature(translate).parameters else {}
+    try:
+        translated = translate(dict(tensors), **apart)
+    except Exception:  # its converters raise nearly anything at names of another model
+        _require_all(file, pipeline, list(tensors), list(tensors))
+        raise
+    state, alphas = (*translated, None)[:2] if isinstance(translated, tuple) else (translated, None)
+    return {**state, **{key: torch.as_tensor(alpha) for key, alpha in (alphas or {}).items()}}
 
 
 def _split(key: str) -> tuple[str, str]:

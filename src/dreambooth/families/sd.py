@@ -5,6 +5,7 @@ Rombach et al. 2022, https://arxiv.org/abs/2112.10752; conventions as in diffuse
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +37,7 @@ READERS = WORD_TOKENIZERS = ("tokenizer",)
 
 # A single file carries no configuration: these are the shipped ones, by cross-attention width and prediction.
 CONFIGS = {(768, "epsilon"): "sd1", (1024, "epsilon"): "sd2", (1024, "v"): "sd2-v"}
+CONFIG_FOLDER = Path(__file__).parent / "configs"
 TOKENIZER = Path(__file__).parents[1] / "data" / "clip_tokenizer"
 # What a file without metadata is taken to predict: as diffusers does.
 DEFAULT_PREDICTIONS = {768: "epsilon", 1024: "v"}
@@ -113,17 +115,30 @@ def _config_of_file(file: Path) -> tuple[Path, str]:
     Noise and v-prediction have the same tensors: what the metadata says counts (the ModelSpec standard), else a
     default, and where that is v-prediction it is said.
     """
-    shapes, metadata = safetensors_header(file)
-    width = shapes[SD_CROSS_ATTENTION][-1]
-    if width not in PAD_TOKENS:
-        raise UserError(f"{file} has cross-attention of width {width}: SD 1.x has 768 and SD 2.x 1024")
-    prediction = metadata.get("modelspec.prediction_type", DEFAULT_PREDICTIONS[width])
-    if "modelspec.prediction_type" not in metadata and prediction == "v":
+    width, prediction, is_said = _kind_of_file(file)
+    if not is_said and prediction == "v":
         logger.warning(
             "%s does not say what it predicts: taken as v-prediction (SD 2.x, 768 px); "
             "for a noise-predicting one (512 px base) give its diffusers folder or the model sd21-base",
             file.name,
         )
+    return CONFIG_FOLDER / CONFIGS[width, prediction], PAD_TOKENS[width]
+
+
+def resolution_of_file(file: Path) -> int:
+    """Return the image side in pixels that the model in a single file was trained at."""
+    width, prediction, _ = _kind_of_file(file)
+    unet = json.loads((CONFIG_FOLDER / CONFIGS[width, prediction] / "unet" / "config.json").read_text(encoding="utf-8"))
+    return int(unet["sample_size"]) * STRIDE
+
+
+def _kind_of_file(file: Path) -> tuple[int, str, bool]:
+    """Return the width of the text that a single file takes, what it predicts, and whether it says so itself."""
+    shapes, metadata = safetensors_header(file)
+    width = shapes[SD_CROSS_ATTENTION][-1]
+    if width not in PAD_TOKENS:
+        raise UserError(f"{file} has cross-attention of width {width}: SD 1.x has 768 and SD 2.x 1024")
+    prediction = metadata.get("modelspec.prediction_type", DEFAULT_PREDICTIONS[width])
     if (width, prediction) not in CONFIGS:
         raise UserError(f"{file} predicts {prediction!r}, unusual for its kind: convert it to a diffusers folder first")
-    return Path(__file__).parent / "configs" / CONFIGS[width, prediction], PAD_TOKENS[width]
+    return width, prediction, "modelspec.prediction_type" in metadata
