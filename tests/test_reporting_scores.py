@@ -36,6 +36,12 @@ def test_prompt_fidelity_is_lost_only_where_the_intervals_part(clip_t: Score, le
     assert ("less well" in headline(clip_t=clip_t)) is less
 
 
+def test_what_one_picture_shows_is_no_verdict():
+    alone = {name: Score(KNOWN[name].value, None, None, n=1) for name in ("dino", "floor_dino", "clip_t")}
+    assert headline(**alone) == "These scores do not say how good it is."
+    assert headline(clip_t=alone["clip_t"]) == "It looks like your dog."
+
+
 def test_an_oracle_under_the_floor_is_no_praise():
     assert headline(oracle_dino=Score(0.4, 0.3, 0.5)).startswith("Likeness cannot be told, for your photos")
 

@@ -113,11 +113,11 @@ def verdict(scores: Mapping[str, Score], levels: Sequence[tuple[str, str]], noun
 def _likeness(scores: Mapping[str, Score], noun: str) -> tuple[str, bool] | None:
     """A clause on likeness, and whether it is good news."""
     dino, floor, oracle = (scores[name] for name in ("dino", "floor_dino", "oracle_dino"))
-    if dino.value is None or floor.value is None:
-        return None
+    if dino.value is None or floor.value is None or dino.low is None or floor.high is None:
+        return None  # nothing can be told of one picture
     if oracle.value is not None and oracle.value <= floor.value:
         return f"likeness cannot be told, for your photos are no more alike than any {noun} is like them", False
-    if _edge(dino.low, dino) <= _edge(floor.high, floor):
+    if dino.low <= floor.high:
         return f"it looks no more like yours than any {noun} does", False
     if oracle.value is None:
         return f"it looks more like yours than any {noun} does", True
@@ -129,15 +129,11 @@ def _likeness(scores: Mapping[str, Score], noun: str) -> tuple[str, bool] | None
 def _fidelity(scores: Mapping[str, Score]) -> tuple[str, bool] | None:
     """A clause on prompt fidelity, and whether it is good news."""
     fidelity, ceiling = scores["clip_t"], scores["ceiling_clip_t"]
-    if fidelity.value is None or ceiling.value is None:
+    if fidelity.high is None or ceiling.low is None:
         return None
-    if _edge(fidelity.high, fidelity) < _edge(ceiling.low, ceiling):
+    if fidelity.high < ceiling.low:
         return "it follows the prompt less well than before training", False
     return "it follows the prompt as it did before training", True
-
-
-def _edge(bound: float | None, score: Score) -> float:
-    return (score.value or 0.0) if bound is None else bound
 
 
 def _checks(levels: Sequence[tuple[str, str]]) -> list[str]:
