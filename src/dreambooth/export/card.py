@@ -137,7 +137,7 @@ def _loads(run: Run, source: Source, format: str, folder: Path) -> list[str]:
     on_hub = "@" in source.identity
     base = f'"{source.identity.partition("@")[0] if on_hub else source.name}"'
     if source.card and not on_hub:
-        base = "BASE"  # it comes with the package
+        base = "str(BASE)"  # it comes with the package
     if format == "single-file":
         (file,) = folder.glob("*.safetensors")
         config = "" if on_hub else f", config={base}"
